@@ -1,0 +1,72 @@
+# Every target sets itself up: a fresh clone needs python3.11 and make, nothing else.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# python3.11 is what constraints.txt was tested with; a newer python3 is the second choice.
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+EXTRAS := dev,train,redis,postgres
+REPO := feature_repo
+OUT ?= build/demo
+DATA_OPTION = $(if $(DATA),--data '$(DATA)')
+
+.PHONY: help demo data test lint format wheel-check clean
+
+help:
+	@echo 'feast-anchor: user embeddings as Feast feature views'
+	@echo
+	@echo 'Start here:'
+	@echo '  make demo              the whole path on made-up shoppers: train, export, apply,'
+	@echo '                         materialize, read; the result goes to build/demo'
+	@echo '  make demo DATA=DIR     the same on your own Parquet files (docs say which columns)'
+	@echo '  make data [DATA=DIR]   only prepare the event tables of feature_repo/'
+	@echo
+	@echo 'Work on it:'
+	@echo '  make test              all tests, against real PostgreSQL and Valkey servers'
+	@echo "  make test ARGS='-k redis -x'   any pytest options"
+	@echo '  make lint              ruff and mypy; changes nothing'
+	@echo '  make format            let ruff fix and format'
+	@echo '  make wheel-check       build wheel and sdist, check what is in them'
+	@echo '  make clean             remove build output and caches (.venv stays)'
+	@echo
+	@echo 'The first target you run creates .venv and installs into it; it is redone when'
+	@echo 'pyproject.toml or constraints.txt change. Choose an interpreter with PYTHON=python3.12.'
+
+demo: $(STAMP)
+	$(BIN)/feast-anchor demo --repo $(REPO) $(DATA_OPTION) --out $(OUT)
+
+data: $(STAMP)
+	$(BIN)/feast-anchor demo --repo $(REPO) --prepare-only $(DATA_OPTION)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel-check: $(STAMP)
+	rm -rf build/dist
+	$(BIN)/python -m build --no-isolation --outdir build/dist .
+	$(BIN)/python .ci/check_dist.py build/dist
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find plugin transforms onnx_export tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'feast-anchor needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@echo '==> .venv with $(PYTHON)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo 'No venv module? On Debian: apt-get install python3-venv' >&2; exit 1; }
+	@echo '==> installing feast-anchor[$(EXTRAS)] and its pinned dependencies (a few minutes the first time)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Model bundles: what an export writes and every other part reads."""

@@ -1,0 +1,194 @@
+"""A bundle: the folder an export writes and everything else reads. No torch here.
+
+The rule: nothing of a bundle is used before all of it is verified. `Bundle.open` checks the
+manifest, every file's size and SHA-256, that no file or external tensor lies outside the folder,
+and that the graphs use standard operators only. After that the graphs, tokenizer and prompts can
+be trusted to be what was exported, and a run can pin them by one digest.
+
+    event.onnx   ids[N,L]                                            -> vector[N,E]
+    prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T]      -> k_i, v_i [B,KV,P,hd]
+    suffix.onnx  ids[B,Q,L], qlen[B,Q], plen[B,Q], context[B,Q,C],
+                 prompt[R,D], k_i, v_i                               -> embedding[B,Q,dim]
+
+    P = 1 + modalities + T; plen counts the real (unpadded) prefix tokens, qlen the real suffix
+    tokens, of which the last is <USER_EMB>. modality is -1 where an event slot is padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import BundleError
+from .manifest import (
+    GRAPHS,
+    MANIFEST_FILE,
+    PROMPTS_FILE,
+    TOKENIZER_FILE,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    space_fingerprint,
+)
+from .onnxcheck import check_graph
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+    from tokenizers import Tokenizer
+
+REQUIRED_FILES = (*(f"{graph}.onnx" for graph in GRAPHS), TOKENIZER_FILE, PROMPTS_FILE)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle folder. Make one with `Bundle.open`."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path, *, expect_digest: str | None = None) -> Bundle:
+        """Verify a bundle folder and return it.
+
+        Args:
+            folder: the bundle's folder.
+            expect_digest: the `Manifest.digest` that a view pinned, if any.
+
+        Raises:
+            BundleError: a file is missing, changed, truncated, of a newer format, outside the
+                folder, or not allowed; or the digest is not the expected one.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if expect_digest is not None and manifest.digest != expect_digest:
+            raise BundleError(
+                f"bundle at {folder} is another model than the view was declared with: digest "
+                f"{manifest.digest[:12]}…, expected {expect_digest[:12]}…; put the old bundle "
+                "back, or declare a new view name for the new model and run `feast apply`"
+            )
+        _check_required(folder, manifest)
+        for name, record in manifest.files.items():
+            _check_file(folder, name, record)
+        for graph in GRAPHS:
+            check_graph(folder / f"{graph}.onnx", frozenset(manifest.files))
+        return cls(folder, manifest)
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.manifest.name!r}, digest={self.manifest.digest[:12]}…)"
+
+    def session(self, graph: str) -> ort.InferenceSession:
+        """A single-threaded ONNX Runtime session of one graph, safe to share between threads.
+
+        Run it from as many threads as there are cores: that scales where threads inside one run
+        do not, and it keeps every result independent of the number of threads.
+        """
+        import onnxruntime as ort  # slow to import, and `feast apply` never needs it
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = self.folder / f"{graph}.onnx"
+        try:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own untyped classes
+            raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of events, queries and answers."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / TOKENIZER_FILE))
+
+    @cached_property
+    def prompts(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+        """Tuned soft prompts by name, each float32 [tokens, hidden]."""
+        from safetensors.numpy import load_file
+
+        return load_file(self.folder / PROMPTS_FILE)
+
+    def query_ids(self, query: str | None) -> list[int]:
+        """Token ids of a scenario query, without `<USER_EMB>`; [] for the general embedding.
+
+        Raises `BundleError` when the query has more tokens than the model was built for: it is
+        never cut silently, because half a question is another question.
+        """
+        if query is None:
+            return []
+        ids = list(self.tokenizer.encode(query, add_special_tokens=False).ids)
+        limit = self.manifest.max_query_tokens
+        if not 0 < len(ids) <= limit:
+            raise BundleError(
+                f"query {query[:60]!r} has {len(ids)} tokens, expected 1 to {limit}; "
+                "shorten the question or train a bundle with a larger max_query_tokens"
+            )
+        return ids
+
+    def fingerprint(self, query: str | None, prompt: str | None = None) -> str:
+        """Fingerprint of the embedding space of one scenario of this bundle."""
+        return space_fingerprint(self.manifest, query, self._prompt_sha256(prompt))
+
+    def _prompt_sha256(self, prompt: str | None) -> str | None:
+        if prompt is None:
+            return None
+        if prompt not in self.prompts:
+            raise BundleError(
+                f"bundle {self.manifest.name!r} has no prompt {prompt!r}; it has "
+                f"{sorted(self.prompts)}"
+            )
+        return hashlib.sha256(self.prompts[prompt].tobytes()).hexdigest()
+
+
+def seal(folder: str | Path, draft: Manifest) -> Manifest:
+    """Record every file of `folder` in the manifest and write it: the last step of an export."""
+    folder = Path(folder)
+    files = {
+        path.relative_to(folder).as_posix(): FileRecord(
+            bytes=path.stat().st_size, sha256=sha256_file(path)
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+    manifest = draft.model_copy(update={"files": files})
+    _check_required(folder, manifest)
+    (folder / MANIFEST_FILE).write_text(manifest.dumps(), encoding="utf-8")
+    return manifest
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_required(folder: Path, manifest: Manifest) -> None:
+    for name in REQUIRED_FILES:
+        if name not in manifest.files:
+            raise BundleError(
+                f"the manifest in {folder} does not list {name!r}, which every bundle has; "
+                "export the bundle again"
+            )
+
+
+def _check_file(folder: Path, name: str, record: FileRecord) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"bundle file {name!r} lies outside {folder}; export the bundle again")
+    if not path.is_file():
+        raise BundleError(f"bundle file {name!r} is missing from {folder}; export it again")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise BundleError(
+            f"bundle file {path} has {size} bytes, the manifest says {record.bytes}: it was "
+            "truncated or changed; copy or export the bundle again"
+        )
+    if sha256_file(path) != record.sha256:
+        raise BundleError(
+            f"bundle file {path} was changed: its SHA-256 is not the manifest's; copy or export "
+            "the bundle again"
+        )

@@ -1,0 +1,316 @@
+"""From a trained model to a bundle folder, with proof that the graphs compute the same thing.
+
+The rule: a bundle appears under its name only when it is complete and its graphs agree with the
+model to `TOLERANCE`. Everything is written to a temporary sibling first and renamed at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.export import Dim
+
+from .bundle import Bundle, seal
+from .errors import BundleError
+from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
+from .manifest import PROMPTS_FILE, TOKENIZER_FILE, Manifest, ModalitySpec
+from .model import Anchor
+
+OPSET = 23
+TOLERANCE = 1e-5  # largest absolute difference of one number of a vector
+
+_SHAPES = ((1, 1, 1, 1), (1, 5, 3, 4), (3, 1, 1, 6), (2, 7, 5, 1), (4, 33, 8, 12))  # B, T, Q, L
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What the manifest says beyond the model's own sizes."""
+
+    name: str
+    entity: str
+    modalities: tuple[ModalitySpec, ...]
+    max_text_tokens: int
+    max_query_tokens: int
+    training: dict[str, Any]
+
+
+class _Event(nn.Module):
+    def __init__(self, model: Anchor) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model.event(ids)
+
+
+class _Prefix(nn.Module):
+    def __init__(self, model: Anchor) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, vectors: Tensor, features: Tensor, modality: Tensor) -> tuple[Tensor, ...]:
+        return self.model.prefix(vectors, features, modality)
+
+
+class _Suffix(nn.Module):
+    def __init__(self, model: Anchor) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        ids: Tensor,
+        qlen: Tensor,
+        plen: Tensor,
+        context: Tensor,
+        prompt: Tensor,
+        *state: Tensor,
+    ) -> Tensor:
+        return self.model.suffix(ids, qlen, plen, context, prompt, state)
+
+
+def export_bundle(
+    model: Anchor,
+    tokenizer: Tokenizer,
+    info: BundleInfo,
+    out: str | Path,
+    *,
+    prompts: dict[str, np.ndarray[Any, np.dtype[np.float32]]] | None = None,
+) -> Manifest:
+    """Write a bundle folder and return its manifest.
+
+    Args:
+        model: the trained model; left in evaluation mode.
+        tokenizer: its vocabulary has `model.special.pad` tokens.
+        info: what to write into the manifest beside the sizes.
+        out: folder to make; a bundle already there is replaced when the new one is complete.
+        prompts: tuned soft prompts by name, each float32 [tokens, hidden].
+
+    Raises:
+        BundleError: a graph and the model differ by more than `TOLERANCE`, or `out` holds
+            something that is not a bundle.
+    """
+    model.eval()
+    with _replacing(Path(out)) as folder:
+        _write_graphs(model, folder)
+        tokenizer.save(str(folder / TOKENIZER_FILE))
+        save_file(prompts or {}, folder / PROMPTS_FILE)
+        draft = seal(folder, _draft(model, info))
+        parity = check_parity(model, Bundle.open(folder))
+        return seal(folder, draft.model_copy(update={"parity": parity}))
+
+
+def check_parity(model: Anchor, bundle: Bundle, seed: int = 0) -> dict[str, Any]:
+    """Largest absolute differences between model and graphs over several random shapes.
+
+    Keys: "event", "prefix" and "suffix" compare each graph with the same torch code; "full"
+    compares prefix then suffix in ONNX Runtime with one plain causal forward per question.
+    Raises `BundleError` when one is above `TOLERANCE`.
+    """
+    sessions = {graph: bundle.session(graph) for graph in ("event", "prefix", "suffix")}
+    worst = dict.fromkeys(("event", "prefix", "suffix", "full"), 0.0)
+    generator = np.random.default_rng(seed)
+    for shape in _SHAPES:
+        for name, difference in _compare(model, sessions, shape, generator).items():
+            worst[name] = max(worst[name], difference)
+    bad = {name: value for name, value in worst.items() if not value <= TOLERANCE}
+    if bad:
+        raise BundleError(
+            f"the exported graphs differ from the model by {bad}, expected at most {TOLERANCE}; "
+            "this is a fault of the export or of the onnxruntime version, do not use the bundle"
+        )
+    return {"tolerance": TOLERANCE, "max_abs_difference": worst, "shapes": [*map(list, _SHAPES)]}
+
+
+def random_inputs(
+    model: Anchor, shape: tuple[int, int, int, int], generator: np.random.Generator
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Inputs of the prefix and suffix graphs for (B, T, Q, L), padded at random lengths.
+
+    Some histories have no event at all; every question ends in `<USER_EMB>` and one prompt of
+    two rows may stand before it.
+    """
+    batch, events, questions, length = shape
+    special, config = model.special, model.config
+    real = generator.integers(0, events + 1, batch)
+    modality = generator.integers(0, model.modalities, (batch, events))
+    modality[np.arange(events) >= real[:, None]] = -1
+    shown = (modality >= 0)[..., None]
+    qlen = generator.integers(1, length + 1, (batch, questions))
+    ids = generator.integers(0, special.pad, (batch, questions, length))
+    ids = np.where(generator.random(ids.shape) < 0.2, special.first_prompt + ids % 2, ids)
+    ids[np.arange(length) >= qlen[..., None]] = special.pad
+    np.put_along_axis(ids, qlen[..., None] - 1, special.user_emb, axis=2)
+    plen = np.broadcast_to((1 + model.modalities + real)[:, None], qlen.shape)
+
+    def normal(*size: int) -> np.ndarray[Any, Any]:
+        return generator.standard_normal(size).astype(np.float32)
+
+    return {
+        "vectors": normal(batch, events, config.text) * shown,
+        "features": normal(batch, events, len(EVENT_FEATURES)) * shown,
+        "modality": modality,
+        "ids": ids,
+        "qlen": qlen,
+        "plen": plen.copy(),
+        "context": normal(batch, questions, len(CONTEXT_FEATURES)),
+        "prompt": normal(2, config.hidden),
+    }
+
+
+def reference(model: Anchor, arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
+    """What `full` gives for every history and question of `random_inputs`: [B,Q,embedding]."""
+    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    rows = []
+    for b in range(len(arrays["ids"])):
+        real = int((arrays["modality"][b] >= 0).sum())
+        for q in range(arrays["ids"].shape[1]):
+            ids = t["ids"][b, q, : int(arrays["qlen"][b, q])]
+            history = (t["vectors"][b, :real], t["features"][b, :real], t["modality"][b, :real])
+            rows.append(model.full(*history, ids, t["context"][b, q], t["prompt"]))
+    return torch.stack(rows).unflatten(0, tuple(arrays["ids"].shape[:2]))
+
+
+_PREFIX_INPUTS = ("vectors", "features", "modality")
+_SUFFIX_INPUTS = ("ids", "qlen", "plen", "context", "prompt")
+
+
+@torch.no_grad()
+def _compare(
+    model: Anchor,
+    sessions: dict[str, Any],
+    shape: tuple[int, int, int, int],
+    generator: np.random.Generator,
+) -> dict[str, float]:
+    arrays = random_inputs(model, shape, generator)
+    texts = generator.integers(0, model.special.pad + 1, (shape[1], shape[3]))
+    state_names = state_tensors(model.config.layers)
+    event = sessions["event"].run(None, {"ids": texts})[0]
+    state = sessions["prefix"].run(None, {name: arrays[name] for name in _PREFIX_INPUTS})
+    feed = {name: arrays[name] for name in _SUFFIX_INPUTS}
+    vectors = sessions["suffix"].run(None, feed | dict(zip(state_names, state, strict=True)))[0]
+
+    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    torch_state = model.prefix(*(t[name] for name in _PREFIX_INPUTS))
+    torch_vectors = model.suffix(*(t[name] for name in _SUFFIX_INPUTS), torch_state)
+    return {
+        "event": _gap(event, model.event(torch.from_numpy(texts))),
+        "prefix": max(_gap(a, b) for a, b in zip(state, torch_state, strict=True)),
+        "suffix": _gap(vectors, torch_vectors),
+        "full": _gap(vectors, reference(model, arrays)),
+    }
+
+
+def _gap(ours: np.ndarray[Any, Any], theirs: Tensor) -> float:
+    """Largest absolute difference; NaN on either side counts as infinitely far."""
+    gap = np.abs(ours - theirs.numpy())
+    return float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
+
+
+def state_tensors(layers: int) -> tuple[str, ...]:
+    """Names of the tensors that pass from prefix to suffix: k_0, v_0, k_1, ..."""
+    return tuple(f"{kind}_{layer}" for layer in range(layers) for kind in "kv")
+
+
+def _write_graphs(model: Anchor, folder: Path) -> None:
+    arrays = random_inputs(model, (3, 5, 4, 6), np.random.default_rng(0))
+    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    state_names = state_tensors(model.config.layers)
+    with torch.no_grad():
+        # contiguous: strides of a non-contiguous example would enter the graph as unknowns
+        state = [x.contiguous() for x in model.prefix(*(t[name] for name in _PREFIX_INPUTS))]
+    texts = torch.arange(14).reshape(2, 7) % model.special.pad
+    _write(_Event(model), (texts,), [_free(0, 1)], folder / "event.onnx", ["ids"], ["vector"])
+    _write(
+        _Prefix(model),
+        tuple(t[name] for name in _PREFIX_INPUTS),
+        [_free(0, 1)] * 3,
+        folder / "prefix.onnx",
+        _PREFIX_INPUTS,
+        state_names,
+    )
+    _write(
+        _Suffix(model),
+        (*(t[name] for name in _SUFFIX_INPUTS), *state),
+        [_free(0, 1, 2), _free(0, 1), _free(0, 1), _free(0, 1), _free(0), (_free(0, 2),) * len(state)],
+        folder / "suffix.onnx",
+        (*_SUFFIX_INPUTS, *state_names),
+        ["embedding"],
+    )
+
+
+def _free(*axes: int) -> dict[int, Any]:
+    return dict.fromkeys(axes, Dim.DYNAMIC)
+
+
+def _write(
+    module: nn.Module, args: tuple[Tensor, ...], dynamic: Any, path: Path, inputs: Any, outputs: Any
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
+        program = torch.onnx.export(
+            module.eval(),
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=tuple(dynamic),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # dynamo=True always returns one
+    for node in program.model.graph:  # the token lookup is called "embedding" too
+        for value in node.outputs:
+            if value.name in outputs and not value.is_graph_output():
+                value.name = f"inner_{value.name}"
+    program.save(path)
+
+
+def _draft(model: Anchor, info: BundleInfo) -> Manifest:
+    return Manifest(
+        name=info.name,
+        entity=info.entity,
+        modalities=info.modalities,
+        max_text_tokens=info.max_text_tokens,
+        max_query_tokens=info.max_query_tokens,
+        event_features=EVENT_FEATURES,
+        context_features=CONTEXT_FEATURES,
+        dims=model.config.dims(),
+        special_ids=model.special,
+        opset=OPSET,
+        state=state_tensors(model.config.layers),
+        training=info.training,
+    )
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` that takes its place if the block succeeds."""
+    if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
+        raise BundleError(f"{out} is not empty and not a bundle; give a folder of its own")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp makes it private; a bundle is read by other users
+        old = work.with_name(work.name + "-old")
+        if out.exists():
+            os.replace(out, old)
+        os.replace(work, out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,128 @@
+"""What the graphs read of a user's history: the one place where events become numbers.
+
+The law of this module: everything here is a pure function of the events strictly before the
+as-of time. Training, batch scoring and any later online scoring call these functions, so a vector
+means the same wherever it was made, and nothing at or after the as-of time can reach it.
+
+The prefix must not know the as-of time at all (one prefix serves many as-of times as long as no
+new event arrives), so "how long ago" is told in the suffix, by `context_features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .manifest import ModalitySpec, SpecialIds
+
+EVENT_FEATURES = ("amount", "gap", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
+CONTEXT_FEATURES = ("recency", "events", "span", "year_sin", "year_cos")
+
+# One behaviour record, whatever table it came from. `modality` is the position in the manifest.
+EVENT_SCHEMA = pa.schema(
+    [
+        pa.field("user", pa.string(), nullable=False),
+        pa.field("event_timestamp", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("modality", pa.int16(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("amount", pa.float32(), nullable=False),  # 0 where the modality has none
+    ]
+)
+
+_DAY = 86_400_000_000  # microseconds
+_YEAR = 365.2425 * _DAY
+_WEEKDAY_OF_EPOCH = 3  # 1970-01-01 was a Thursday; Monday is 0
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def window(times: Ints, modality: Ints, as_of: int, specs: Sequence[ModalitySpec]) -> Ints:
+    """Positions of the events one vector reads: the newest of each modality, before the as-of.
+
+    Args:
+        times: event timestamps in microseconds since the epoch, UTC, ascending [N].
+        modality: modality of each event [N].
+        as_of: microseconds since the epoch, UTC; only events with `times < as_of` are read.
+        specs: the manifest's modalities, for their token budgets.
+
+    Returns:
+        Ascending positions int64 [T], T <= sum of budgets.
+    """
+    end = int(np.searchsorted(times, as_of, side="left"))
+    kept = [
+        np.flatnonzero(modality[:end] == index)[-spec.max_events :]
+        for index, spec in enumerate(specs)
+    ]
+    return np.sort(np.concatenate(kept)).astype(np.int64)
+
+
+def event_features(times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any]) -> Floats:
+    """Numbers beside each event's text: float32 [T, len(EVENT_FEATURES)].
+
+    amount: sign(a) * log1p(|a|). gap: log1p(days since the previous event; 0 for the first).
+    hour and weekday (UTC) as sine and cosine. Rows of a table modality carry no time.
+
+    Args:
+        times: microseconds since the epoch, UTC, ascending [T].
+        amounts: the declared amount column, 0 where there is none [T].
+        is_table: bool [T], true for rows of a table modality.
+    """
+    timed = ~is_table
+    out = np.zeros((len(times), len(EVENT_FEATURES)), dtype=np.float32)
+    out[:, 0] = np.sign(amounts) * np.log1p(np.abs(amounts))
+    clock = times[timed]
+    out[timed, 1] = np.log1p(np.diff(clock, prepend=clock[:1]) / _DAY)
+    hour = 2 * np.pi * (clock % _DAY) / _DAY
+    weekday = 2 * np.pi * ((clock // _DAY + _WEEKDAY_OF_EPOCH) % 7) / 7
+    out[timed, 2], out[timed, 3] = np.sin(hour), np.cos(hour)
+    out[timed, 4], out[timed, 5] = np.sin(weekday), np.cos(weekday)
+    return out
+
+
+def context_features(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) -> Floats:
+    """Numbers that depend on the as-of time: float32 [len(CONTEXT_FEATURES)].
+
+    recency: log1p(days from the newest event to the as-of). events: log1p(events read). span:
+    log1p(days from the oldest to the newest). Season of the as-of as sine and cosine. Rows of a
+    table modality count only for a user who has nothing else.
+    """
+    clock = times[~is_table] if (~is_table).any() else times
+    year = 2 * np.pi * (as_of % _YEAR) / _YEAR
+    return np.array(
+        [
+            np.log1p((as_of - clock[-1]) / _DAY),
+            np.log1p(len(clock)),
+            np.log1p((clock[-1] - clock[0]) / _DAY),
+            np.sin(year),
+            np.cos(year),
+        ],
+        dtype=np.float32,
+    )
+
+
+def suffix_ids(
+    queries: Sequence[Sequence[int]], prompts: Sequence[range], special: SpecialIds
+) -> tuple[Ints, Ints]:
+    """The suffix of each scenario: query tokens, prompt tokens, `<USER_EMB>`, then padding.
+
+    Args:
+        queries: token ids of each query, [] for the general embedding.
+        prompts: rows of the stacked prompt table that belong to each query, empty for none.
+        special: the manifest's special ids.
+
+    Returns:
+        ids int64 [Q, L] and the number of real tokens in each, int64 [Q].
+    """
+    rows = [
+        [*query, *(special.first_prompt + row for row in prompt), special.user_emb]
+        for query, prompt in zip(queries, prompts, strict=True)
+    ]
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.full((len(rows), int(lengths.max())), special.pad, dtype=np.int64)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    return ids, lengths

@@ -1,0 +1,171 @@
+"""`feast-anchor`: what Feast's own command line does not do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from feast_anchor.onnx_export.errors import AnchorError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Query-conditioned user embeddings as Feast feature views.\n\n"
+    "Typical order: write your modalities, `feast-anchor train`, declare a scenario_view, "
+    "`feast apply`, `feast materialize`. See the README for a view in one screen.",
+)
+_console = Console(soft_wrap=True)
+
+RepoOption = Annotated[Path, typer.Option("--repo", help="Folder with feature_store.yaml.")]
+
+
+@app.command()
+def demo(
+    repo: RepoOption = Path("feature_repo"),
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the raw Complete Journey Parquet files. Without it, a seeded "
+            "generator makes a small marketplace."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for summary.json.")] = Path("build/demo"),
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Stop after tables and bundle are made.")
+    ] = False,
+) -> None:
+    """Run the whole job on demo data: tables, training, apply, materialize, ranker, join, probe.
+
+    Empties and refills the repo's data/ and models/ folders (only if a demo made them).
+    """
+    with _readable_errors():
+        from .demo.run import run_demo
+
+        run_demo(repo, data, out, prepare_only=prepare_only)
+
+
+@app.command()
+def train(
+    cut: Annotated[
+        datetime,
+        typer.Option(
+            help="Only events before this instant (UTC) are read, such as 2017-09-01T00:00:00."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Bundle folder, replaced as a whole.")],
+    modalities: Annotated[
+        str, typer.Option(help="Where the list of Modality stands, as module:NAME.")
+    ] = "events:MODALITIES",
+    repo: RepoOption = Path("."),
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Text file of entity keys, one a line, that must not be trained on."),
+    ] = None,
+) -> None:
+    """Train a bundle on your own event tables (needs the `train` extra)."""
+    with _readable_errors():
+        from .train import train_bundle_from_repo
+
+        keys = held_out.read_text("utf-8").split() if held_out else []
+        manifest = train_bundle_from_repo(
+            repo.absolute(),
+            modalities,
+            cut=cut.replace(tzinfo=UTC) if cut.tzinfo is None else cut,
+            out=out.absolute(),
+            held_out=keys,
+            on_progress=lambda text, done: _console.print(f"{done:4.0%} {text}", highlight=False),
+        )
+        _console.print(f"Wrote {out}, digest {manifest.digest}")
+
+
+@app.command()
+def bundle(folder: Annotated[Path, typer.Argument(help="The bundle's folder.")]) -> None:
+    """Verify a bundle and say what it is."""
+    with _readable_errors():
+        from feast_anchor.onnx_export.bundle import Bundle
+
+        manifest = Bundle.open(folder).manifest
+        table = Table(title=f"Bundle {manifest.name}: verified", show_header=False)
+        table.add_row("digest", manifest.digest)
+        table.add_row("vector", f"{manifest.dims.embedding} x {manifest.dtype}, unit length")
+        for modality in manifest.modalities:
+            table.add_row(
+                f"modality {modality.name}",
+                f"{modality.kind}, newest {modality.max_events}: {modality.text!r}",
+            )
+        for name, value in manifest.parity.items():
+            table.add_row(f"parity {name}", str(value))
+        _console.print(table)
+
+
+@app.command()
+def runs(
+    repo: RepoOption = Path("."),
+    view: Annotated[str | None, typer.Option(help="Only runs of this view.")] = None,
+) -> None:
+    """List the runs in the catalogue, newest first, with their counts and errors."""
+    with _readable_errors():
+        table = Table("run", "view", "status", "attempt", "window", "users", "rows", "dead letters")
+        with _catalog(repo) as catalog:
+            for run in catalog.runs(view=view):
+                table.add_row(
+                    run.run_id,
+                    run.view,
+                    run.status,
+                    str(run.attempt),
+                    f"{run.window_start:%Y-%m-%d} .. {run.window_end:%Y-%m-%d}",
+                    f"{run.users_embedded:,}",
+                    f"{run.rows_offline:,}",
+                    f"{run.events_rejected + run.users_rejected:,}",
+                )
+                if run.error:
+                    table.add_row("", f"[red]{run.error[:200]}")
+        _console.print(table)
+
+
+@app.command("dead-letters")
+def dead_letters(
+    run_id: Annotated[str, typer.Argument(help="A run id from `feast-anchor runs`.")],
+    repo: RepoOption = Path("."),
+) -> None:
+    """Say which rows and users a run rejected, why, and in which Parquet files they are."""
+    with _readable_errors():
+        table = Table("shard", "kind", "reason", "rows", "file")
+        with _catalog(repo) as catalog:
+            for row in catalog.dead_letters(run_id):
+                table.add_row(
+                    str(row.shard), row.kind, row.reason, f"{row.rows:,}", row.path or ""
+                )
+        _console.print(table)
+
+
+def _catalog(repo: Path):  # type: ignore[no-untyped-def]  # Catalog is imported late: it is slow
+    from feast.repo_config import load_repo_config
+
+    from .catalog import Catalog
+    from .config import parse_config
+
+    repo = repo.absolute()
+    config = load_repo_config(repo, repo / "feature_store.yaml")
+    return Catalog.open(parse_config(config.batch_engine_config).catalog_url(repo))
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Errors made for people are shown as one message; anything else keeps its traceback."""
+    try:
+        yield
+    except AnchorError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,174 @@
+"""Vectors in and out of Feast's online store.
+
+Writing: only the newest as-of of each user is served, and a backfill of an older window never
+overwrites it. Reading: `to_numpy` turns a response into one float32 matrix without a Python list
+per vector. Rankers do not need it: the response is Feast's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from feast import FeatureView, RepoConfig
+from feast.infra.online_stores.helpers import get_online_store_from_config
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.online_response import OnlineResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import FloatList, Value
+
+from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, HISTORY_END
+from feast_anchor.transforms.sinks import OnlineWriter
+
+_BATCH = 500
+
+Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+
+
+@dataclass(frozen=True)
+class FeastOnlineWriterFactory:
+    """Makes a writer in each worker process from the repo's own configuration."""
+
+    config: RepoConfig = field(repr=False)  # may hold credentials
+    views: tuple[FeatureView, ...]
+
+    def __call__(self) -> OnlineWriter:
+        return FeastOnlineWriter(self.config, {view.name: view for view in self.views})
+
+
+@dataclass(frozen=True)
+class FeastOnlineWriter:
+    """Upserts rows of scenario views through the repo's Feast online store."""
+
+    config: RepoConfig = field(repr=False)
+    views: dict[str, FeatureView]
+
+    @cached_property
+    def _store(self) -> OnlineStore:
+        return get_online_store_from_config(self.config.online_store)
+
+    @cached_property
+    def _write_config(self) -> RepoConfig:
+        """Redis drops a write whose as-of is not newer than the stored one, so a corrected vector
+        of the same as-of would be lost; what may be written is decided here instead."""
+        online = self.config.online_store
+        if not hasattr(online, "skip_dedup"):
+            return self.config
+        config = self.config.model_copy()
+        config._online_store = online.model_copy(update={"skip_dedup": True})
+        return config
+
+    def write(self, view: str, rows: pa.Table) -> int:
+        """Upsert one row per user unless a newer as-of is served already.
+
+        Args:
+            view: name of the scenario view.
+            rows: rows of the view's schema, at most one per user.
+
+        Returns:
+            How many rows were written.
+        """
+        feature_view = self.views[view]
+        written = 0
+        for start in range(0, rows.num_rows, _BATCH):
+            batch = list(_protos(feature_view, rows.slice(start, _BATCH)))
+            fresh = self._not_older(feature_view, batch)
+            if fresh:
+                self._store.online_write_batch(self._write_config, feature_view, fresh, None)
+            written += len(fresh)
+        return written
+
+    def _not_older(self, view: FeatureView, batch: list[Row]) -> list[Row]:
+        stored = self._store.online_read(
+            self.config, view, [row[0] for row in batch], [HISTORY_END]
+        )
+        return [
+            row
+            for row, (served, _) in zip(batch, stored, strict=True)
+            if served is None or _aware(served) <= row[2]
+        ]
+
+
+def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The vectors of one field of an online response, float32 [entities, dim].
+
+    Users without a stored vector get a row of NaN: check with `np.isnan(matrix[:, 0])`.
+
+    Args:
+        response: from `FeatureStore.get_online_features`.
+        feature: "view:field", as it was asked for.
+
+    Raises:
+        SpecError: the response holds no such field.
+    """
+    values = _column(response, feature)
+    # FloatList is packed: its bytes end with the little-endian floats themselves.
+    rows = [
+        np.frombuffer(raw, dtype="<f4", offset=len(raw) - 4 * size)
+        for size, raw in ((len(v.float_list_val.val), v.float_list_val.SerializeToString()) for v in values)
+    ]
+    dim = max((len(row) for row in rows), default=0)
+    matrix = np.full((len(rows), dim), np.nan, dtype=np.float32)
+    for target, row in zip(matrix, rows, strict=True):
+        if len(row):
+            target[:] = row
+    return matrix
+
+
+def _column(response: OnlineResponse, feature: str) -> list[Value]:
+    names = list(response.proto.metadata.feature_names.val)
+    view, _, name = feature.rpartition(":")
+    for candidate in (f"{view}__{name}", name):
+        if names.count(candidate) == 1:
+            return list(response.proto.results[names.index(candidate)].values)
+    raise SpecError(
+        f"the response has no single field {feature!r}; it has {names}. Ask for it in "
+        "get_online_features(features=[...]), with full_feature_names=True where two views share "
+        "a field name"
+    )
+
+
+def _protos(view: FeatureView, rows: pa.Table) -> Iterator[Row]:
+    key = view.entity_columns[0].name
+    vectors = [name for name in (f.name for f in view.features) if name != HISTORY_END]
+    columns = {name: rows.column(name).combine_chunks() for name in vectors}
+    flat = {name: column.flatten().to_numpy() for name, column in columns.items()}  # [rows*dim]
+    plain = rows.select([key, EVENT_TIMESTAMP, CREATED_TIMESTAMP, HISTORY_END]).to_pylist()
+    for index, row in enumerate(plain):
+        values = {
+            name: Value(float_list_val=_float_list(_row(flat[name], index, len(plain))))
+            for name in vectors
+        }
+        values[HISTORY_END] = Value(unix_timestamp_val=int(row[HISTORY_END].timestamp()))
+        yield _entity_key(key, row[key]), values, row[EVENT_TIMESTAMP], row[CREATED_TIMESTAMP]
+
+
+def _row(flat: np.ndarray[Any, Any], index: int, rows: int) -> np.ndarray[Any, Any]:
+    dim = len(flat) // rows
+    return flat[index * dim : (index + 1) * dim]
+
+
+def _float_list(vector: np.ndarray[Any, Any]) -> FloatList:
+    """A FloatList from its wire format, which is the floats themselves behind a tag and a size:
+    several times faster than handing protobuf a Python list."""
+    raw = vector.astype("<f4", copy=False).tobytes()
+    size, prefix = len(raw), b"\x0a"  # field 1, length-delimited
+    while size > 0x7F:
+        prefix += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return FloatList.FromString(prefix + bytes([size]) + raw)
+
+
+def _entity_key(name: str, user: str | int) -> EntityKey:
+    value = Value(int64_val=user) if isinstance(user, int) else Value(string_val=user)
+    return EntityKey(join_keys=[name], entity_values=[value])
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

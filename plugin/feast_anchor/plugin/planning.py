@@ -1,0 +1,193 @@
+"""From Feast's tasks to jobs for the pipeline: everything that can be wrong is found here first.
+
+Planning reads declarations, schemas and file listings, never rows. Views that read the same
+events with the same bundle and window share one job, so a user's history is read once for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from feast import Entity, FeatureView, FileSource
+from feast.data_format import ParquetFormat
+from feast.infra.common.materialization_job import MaterializationTask
+from feast.infra.registry.base_registry import BaseRegistry
+
+from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.errors import BundleError, SourceError, SpecError
+from feast_anchor.onnx_export.manifest import canonical_sha256
+from feast_anchor.transforms.events import EventSource, check_source, input_snapshot
+from feast_anchor.transforms.histories import as_of_times, micros
+from feast_anchor.transforms.job import Job, ScenarioColumn, ViewRun
+from feast_anchor.transforms.scoring import Question
+
+from .config import EngineConfig
+from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
+
+@dataclass(frozen=True)
+class PlannedView:
+    """One task of ours, planned."""
+
+    task: MaterializationTask
+    spec: ViewSpec
+    run: ViewRun
+    bundle: str
+    sources: tuple[EventSource, ...]
+    as_of: tuple[int, ...]
+
+    @property
+    def start(self) -> datetime:
+        """Start of the window, UTC."""
+        return _utc(self.task.start_time)
+
+    @property
+    def end(self) -> datetime:
+        """End of the window, UTC."""
+        return _utc(self.task.end_time)
+
+
+def plan_view(
+    task: MaterializationTask, registry: BaseRegistry, config: EngineConfig, repo: Path
+) -> PlannedView:
+    """Plan one view's materialization.
+
+    Raises:
+        SpecError, BundleError, SourceError: what is wrong and what to do, before any work.
+    """
+    view = task.feature_view
+    assert isinstance(view, FeatureView)
+    spec = spec_of(view)
+    folder = repo / spec.bundle
+    _check_bundle(view.name, spec, folder)
+    entities = {e.name: e for e in registry.list_entities(task.project)}
+    key, _ = join_key(view, entities)
+    sources = tuple(
+        event_source(decl, registry.get_feature_view(decl.view, task.project), index, key, repo)
+        for index, decl in enumerate(spec.events)
+    )
+    for source in sources:
+        check_source(source)
+    start, end = _utc(task.start_time), _utc(task.end_time)
+    as_of = tuple(micros(moment) for moment in as_of_times(start, end, spec.snapshots))
+    run_id = canonical_sha256(
+        [task.project, view.name, spec.model_dump(mode="json"), input_snapshot(sources)]
+        + [list(as_of), config.shards]
+    )[:16]
+    run = view_run(view, entities, config.state_folder(repo), run_id)
+    return PlannedView(task, spec, run, str(folder), sources, as_of)
+
+
+def view_run(
+    view: FeatureView, entities: Mapping[str, Entity], state: Path, run_id: str
+) -> ViewRun:
+    """The pipeline's description of a view: columns, spaces, sink and state folder."""
+    spec = spec_of(view)
+    key, key_type = join_key(view, entities)
+    sink = view.batch_source
+    if not isinstance(sink, FileSource):
+        raise SpecError(
+            f"view {view.name!r}: its sink is a {type(sink).__name__}, expected a FileSource on a "
+            "folder"
+        )
+    return ViewRun(
+        run_id=run_id,
+        view=view.name,
+        key=key,
+        key_type=key_type,
+        scenarios=tuple(
+            ScenarioColumn(s.name, Question(s.query, s.prompt), s.space) for s in spec.scenarios
+        ),
+        sink=sink.path.removeprefix("file://"),
+        state=str(state / f"run-{run_id}"),
+        online=view.online,
+    )
+
+
+def group_jobs(planned: list[PlannedView]) -> list[list[PlannedView]]:
+    """Views that can share one pass over the events, in the order they came."""
+    groups: dict[object, list[PlannedView]] = {}
+    for view in planned:
+        groups.setdefault((view.bundle, view.sources, view.as_of), []).append(view)
+    return list(groups.values())
+
+
+def job_of(group: list[PlannedView], config: EngineConfig) -> Job:
+    """The pipeline's job for views that share a pass."""
+    first = group[0]
+    return Job(
+        bundle=first.bundle,
+        digest=first.spec.digest,
+        sources=first.sources,
+        as_of=first.as_of,
+        shards=config.shards,
+        views=tuple(view.run for view in group),
+        threads=config.threads,
+    )
+
+
+def event_source(
+    decl: ModalityDecl, view: FeatureView, index: int, key: str, repo: Path
+) -> EventSource:
+    """How to read the event table behind a modality's feature view.
+
+    Raises `SourceError` when the view's source is not a Parquet FileSource.
+    """
+    source = view.batch_source
+    if not isinstance(source, FileSource) or not isinstance(
+        source.file_format, ParquetFormat | None
+    ):
+        raise SourceError(
+            f"modality {decl.name!r}: feature view {view.name!r} reads a "
+            f"{type(source).__name__}, expected a FileSource on Parquet; other sources are not "
+            "supported yet: export the table to Parquet"
+        )
+    if not source.timestamp_field:
+        raise SourceError(
+            f"modality {decl.name!r}: the source of {view.name!r} has no timestamp_field; say "
+            "which column holds the event timestamp"
+        )
+    return EventSource(
+        modality=decl.name,
+        index=index,
+        path=str(repo / source.path.removeprefix("file://")),
+        key=key,
+        timestamp=source.timestamp_field,
+        text=decl.text,
+        amount=decl.amount,
+        timezone=decl.timezone,
+        field_mapping=tuple(sorted((source.field_mapping or {}).items())),
+    )
+
+
+def join_key(view: FeatureView, entities: Mapping[str, Entity]) -> tuple[str, str]:
+    """Join key column of a view and its Arrow type as text, given the project's entities."""
+    if len(view.entities) != 1:
+        raise SpecError(f"view {view.name!r} has entities {view.entities}, expected exactly one")
+    entity = entities[view.entities[0]]
+    return entity.join_key, ARROW_KEYS[entity.value_type]
+
+
+def _check_bundle(view: str, spec: ViewSpec, folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    if manifest.dims.embedding != spec.dim:
+        raise BundleError(
+            f"view {view!r} declares vectors of {spec.dim} numbers, the bundle at {folder} makes "
+            f"{manifest.dims.embedding}; declare a new view name for the new model and run "
+            "`feast apply`"
+        )
+    check_modalities(view, spec.events, manifest)
+    if manifest.digest != spec.digest:
+        raise BundleError(
+            f"view {view!r} was declared with another model: the bundle at {folder} has digest "
+            f"{manifest.digest[:12]}…, the view pins {spec.digest[:12]}…; put the old bundle "
+            "back, or declare a new view name for the new model and run `feast apply`"
+        )
+
+
+def _utc(moment: datetime) -> datetime:
+    """Feast hands over naive datetimes in UTC in places."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,0 +1,90 @@
+"""Vectors of two embedding spaces never meet under one name.
+
+A view's offline folder may hold rows of one space per field only. Before a run writes, and when
+`feast apply` changes a view, the fields and fingerprints that the folder's parts carry in their
+Parquet schema are compared with those the view now declares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast import FileSource, RepoConfig
+from feast.data_format import ParquetFormat
+
+from feast_anchor.onnx_export.errors import SpaceError
+from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from feast_anchor.transforms.sinks import replace_file
+
+EMPTY_RUN = "run-empty"
+
+
+class SinkSource(FileSource):
+    """A view's sink while it is being declared; in the registry it is a plain `FileSource`.
+
+    With the local provider `feast apply` calls no engine, but it validates every source: that is
+    where the folder is made ready.
+    """
+
+    def __init__(self, *, view: str, path: str, schema: pa.Schema, name: str) -> None:
+        super().__init__(
+            name=name,
+            path=path,
+            file_format=ParquetFormat(),
+            timestamp_field=EVENT_TIMESTAMP,
+            created_timestamp_column=CREATED_TIMESTAMP,
+        )
+        self._view = view
+        self._schema = schema
+
+    def validate(self, config: RepoConfig) -> None:
+        """Make the folder ready. Raises `SpaceError` if it holds another embedding space."""
+        prepare_sink(self._view, Path(self.path), self._schema)
+        super().validate(config)
+
+
+def prepare_sink(view: str, folder: Path, schema: pa.Schema) -> None:
+    """Make sure a view's sink can be joined: refuse another space, write a typed empty part.
+
+    Feast's offline stores fail on a folder without any file, and people join right after apply.
+
+    Raises:
+        SpaceError: the folder holds rows of other fields or other embedding spaces.
+    """
+    empty = folder / EMPTY_RUN / "part-00000.parquet"
+    for part in first_parts(folder):
+        if part != empty:
+            check_part(view, schema, part)
+    replace_file(empty, lambda path: pq.write_table(schema.empty_table(), path))
+
+
+def first_parts(folder: Path) -> list[Path]:
+    """One part of every run in a sink folder: all parts of a run have one schema."""
+    found = [next(iter(sorted(run.glob("part-*.parquet"))), None) for run in folder.glob("run-*")]
+    return sorted(part for part in found if part is not None)
+
+
+def check_part(view: str, schema: pa.Schema, part: Path) -> None:
+    """Refuse a part whose fields or embedding spaces are not those of the view's schema."""
+    stored, declared = _spaces(pq.read_schema(part)), _spaces(schema)
+    if stored == declared:
+        return
+    both = stored.keys() & declared.keys()
+    moved = sorted(name for name in both if stored[name] != declared[name])
+    added, gone = sorted(declared.keys() - stored.keys()), sorted(stored.keys() - declared.keys())
+    raise SpaceError(
+        f"view {view!r} would mix embedding spaces in {part.parent.parent}: fields of another model or "
+        f"question {moved}, new fields {added}, fields no longer declared {gone}. Give the new "
+        f"declaration a new view name (such as {view}_v2) and sink, or move the folder away "
+        "to compute everything again"
+    )
+
+
+def _spaces(schema: pa.Schema) -> dict[str, str]:
+    return {
+        field.name: (field.metadata or {})[b"space"].decode()
+        for field in schema
+        if b"space" in (field.metadata or {})
+    }

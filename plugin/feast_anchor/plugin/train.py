@@ -1,0 +1,133 @@
+"""Train a bundle from a feature repo's own modalities: the glue between Feast and the model.
+
+Events are read exactly as a run reads them (same checks, same templates, same rejects), so the
+model is trained on what it will be served.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
+from feast_anchor.onnx_export.manifest import Manifest
+from feast_anchor.transforms.events import EventSource, check_source, read, read_tasks
+
+from .planning import event_source
+from .views import Modality
+
+MODEL_EXTRA = ("torch", "onnx", "onnxscript")
+
+
+def train_bundle_from_repo(
+    repo: Path,
+    modalities: str,
+    *,
+    cut: datetime,
+    out: Path,
+    held_out: Collection[str] = (),
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Manifest:
+    """Train on the events of a feature repo and write a bundle.
+
+    Args:
+        repo: the feature repo's folder.
+        modalities: where the list of `Modality` stands, as "module:NAME", such as
+            "events:MODALITIES".
+        cut: only events strictly before this instant (time-zone aware) are read.
+        out: the bundle's folder, replaced as a whole.
+        held_out: entity keys that must not be trained on.
+        on_progress: called with a message and the fraction done, 0 to 1.
+
+    Raises:
+        SpecError: the modalities cannot be found, or the `train` extra is not installed.
+        SourceError: an event table cannot be read as declared.
+    """
+    declared = load_modalities(repo, modalities)
+    key, entity = _entity(declared)
+    sources = tuple(
+        event_source(modality.declaration(), modality.view, index, key, repo)
+        for index, modality in enumerate(declared)
+    )
+    for source in sources:
+        check_source(source)
+    try:
+        from feast_anchor.onnx_export.training import train_bundle
+    except ModuleNotFoundError as error:
+        if error.name not in MODEL_EXTRA:
+            raise
+        raise SpecError(
+            f"training needs {error.name!r}: install the extra with pip install 'feast-anchor[train]'"
+        ) from error
+    return train_bundle(
+        read_events(sources),
+        [modality.declaration().as_spec() for modality in declared],
+        cut=cut,
+        out=out,
+        entity=entity,
+        held_out=held_out,
+        on_progress=on_progress,
+    )
+
+
+def read_events(sources: tuple[EventSource, ...]) -> pa.Table:
+    """All valid events of some sources as one canonical table; rejected rows are left out."""
+    tables = [EVENT_SCHEMA.empty_table()]
+    for task in read_tasks(sources):
+        for rows in read(sources[task.source], task):
+            good = rows.filter(pc.is_null(rows.column("rejected")))
+            tables.append(good.select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def load_modalities(repo: Path, where: str) -> list[Modality]:
+    """Import the list of modalities named by "module:NAME" from a feature repo."""
+    module_name, _, name = where.partition(":")
+    if not module_name or not name:
+        raise SpecError(f"modalities {where!r}, expected 'module:NAME' such as 'events:MODALITIES'")
+    with inside(repo):
+        try:
+            found: Any = getattr(importlib.import_module(module_name), name)
+        except (ModuleNotFoundError, AttributeError) as error:
+            raise SpecError(f"no {where!r} in {repo}: {error}") from error
+    if not found or not all(isinstance(item, Modality) for item in found):
+        raise SpecError(f"{where!r} in {repo} is {type(found).__name__}, expected a list of Modality")
+    return list(found)
+
+
+@contextmanager
+def inside(repo: Path) -> Iterator[None]:
+    """Import from a feature repo as `feast apply` does: as working directory, first on the path."""
+    before = Path.cwd()
+    sys.path.insert(0, str(repo.absolute()))
+    os.chdir(repo)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        sys.path.remove(str(repo.absolute()))
+
+
+def _entity(modalities: Sequence[Modality]) -> tuple[str, str]:
+    """Join key column and entity name that all modalities share."""
+    found = {
+        (modality.view.entity_columns[0].name, modality.view.entities[0])
+        for modality in modalities
+        if len(modality.view.entities) == 1 and modality.view.entity_columns
+    }
+    if len(found) != 1:
+        raise SpecError(
+            f"modalities {[m.view.name for m in modalities]} must share one entity whose join "
+            f"key stands in each view's schema; found {sorted(found)}"
+        )
+    return found.pop()

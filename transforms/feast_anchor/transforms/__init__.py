@@ -1,0 +1,1 @@
+"""Beam transforms: from event tables to query-conditioned user embeddings."""

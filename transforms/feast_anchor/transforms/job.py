@@ -1,0 +1,84 @@
+"""What the pipeline is asked to do, as plain values that any worker can be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from .events import EventSource
+from .scoring import Question
+
+EVENT_TIMESTAMP = "event_timestamp"
+CREATED_TIMESTAMP = "created_timestamp"
+HISTORY_END = "history_end"
+RESERVED_COLUMNS = (EVENT_TIMESTAMP, CREATED_TIMESTAMP, HISTORY_END)
+
+_STAMP = pa.timestamp("us", tz="UTC")
+
+
+def row_schema(key: str, key_type: str, spaces: Mapping[str, str]) -> pa.Schema:
+    """Schema of a view's rows.
+
+    Args:
+        key, key_type: join key column and its Arrow type as text.
+        spaces: vector field -> fingerprint of its embedding space, kept as field metadata.
+    """
+    vectors = [
+        pa.field(name, pa.list_(pa.float32()), metadata={"space": space})
+        for name, space in spaces.items()
+    ]
+    stamps = [pa.field(name, _STAMP) for name in RESERVED_COLUMNS]
+    return pa.schema([pa.field(key, pa.type_for_alias(key_type)), *stamps, *vectors])
+
+
+@dataclass(frozen=True)
+class ScenarioColumn:
+    """One scenario of a view: the column it fills, its question and its embedding space."""
+
+    name: str
+    question: Question
+    space: str  # fingerprint
+
+
+@dataclass(frozen=True)
+class ViewRun:
+    """One view's share of a job: what to compute and where to put it.
+
+    `run_id` is the fingerprint of bundle, spec, input snapshot and window, so a rerun finds its
+    own finished shards and never another run's.
+    """
+
+    run_id: str
+    view: str
+    key: str  # join key column
+    key_type: str  # Arrow type of the join key, as text: "string" or "int64"
+    scenarios: tuple[ScenarioColumn, ...]
+    sink: str  # folder of the offline parts
+    state: str  # folder of this run's shard manifests and dead letters
+    online: bool
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the view's rows; each vector field carries its space fingerprint."""
+        return row_schema(self.key, self.key_type, {s.name: s.space for s in self.scenarios})
+
+    @property
+    def state_folder(self) -> Path:
+        """Folder of this run's shard manifests and dead letters."""
+        return Path(self.state)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pass over the event tables, for one or more views that read them alike."""
+
+    bundle: str  # folder
+    digest: str  # Manifest.digest the bundle must have
+    sources: tuple[EventSource, ...]
+    as_of: tuple[int, ...]  # microseconds since the epoch, UTC, ascending
+    shards: int
+    views: tuple[ViewRun, ...]
+    threads: int | None = None  # per worker; None means one per core

@@ -1,0 +1,166 @@
+"""Score histories with a bundle: each prefix once, every scenario from it. No Beam, no Feast.
+
+The law of this module: a vector depends on the user's own events, the as-of time, the scenario
+and the bundle, and on nothing else. So nothing is padded to its neighbours: each run of the
+prefix and suffix graphs holds one user, and event texts are encoded at a fixed width in fixed
+batches. On CPU this is also the fastest way (padding costs more than batching wins); worker
+threads over single-threaded sessions fill the cores, because ONNX Runtime releases the GIL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.inputs import (
+    Floats,
+    Ints,
+    context_features,
+    event_features,
+    suffix_ids,
+)
+from feast_anchor.onnx_export.text import tokenize
+
+from .histories import Cut, History
+
+_TEXTS_PER_RUN = 64
+_BLOCKS_PER_RUN = 64  # suffix blocks (as-of times x scenarios) in one run: bounds its memory
+
+
+@dataclass(frozen=True)
+class Question:
+    """One scenario as the scorer sees it: a query (None: general embedding) and a prompt name."""
+
+    query: str | None
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class UserVectors:
+    """All vectors of one user.
+
+    as_of, history_end: microseconds since the epoch, UTC [S]; history_end is the newest event
+    read, always before as_of. vectors: float32 [S, Q, dim], unit length.
+    """
+
+    user: str
+    as_of: Ints
+    history_end: Ints
+    vectors: Floats
+
+
+class Scorer:
+    """The three graphs of one bundle, ready to answer a fixed list of questions."""
+
+    def __init__(
+        self, bundle: Bundle, questions: Sequence[Question], threads: int | None = None
+    ) -> None:
+        manifest = bundle.manifest
+        self.manifest = manifest
+        self.threads = threads or os.cpu_count() or 1
+        self._tokenizer = bundle.tokenizer
+        self._event = bundle.session("event")
+        self._prefix = bundle.session("prefix")
+        self._suffix = bundle.session("suffix")
+        self._is_table = np.array([spec.kind == "table" for spec in manifest.modalities])
+        prompts, rows = _stack_prompts(bundle, questions)
+        self._prompts = prompts
+        self._ids, self._lengths = suffix_ids(
+            [bundle.query_ids(question.query) for question in questions],
+            rows,
+            manifest.special_ids,
+        )
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Encode distinct event texts: float32 [len(texts), E]."""
+        special = self.manifest.special_ids
+        out = np.empty((len(texts), self.manifest.dims.text), dtype=np.float32)
+        for start in range(0, len(texts), _TEXTS_PER_RUN):
+            some = list(texts[start : start + _TEXTS_PER_RUN])
+            filler = [""] * (_TEXTS_PER_RUN - len(some))
+            ids = tokenize(
+                self._tokenizer, some + filler, self.manifest.max_text_tokens, special.pad
+            )
+            (vectors,) = self._event.run(["vector"], {"ids": ids})
+            out[start : start + len(some)] = vectors[: len(some)]
+        return out
+
+    def score(self, histories: Sequence[History], texts: Sequence[str]) -> Iterator[UserVectors]:
+        """Vectors of every history, in order.
+
+        Args:
+            histories: from `build_histories`; each has at least one cut.
+            texts: the distinct texts that the histories index.
+        """
+        encoded = self.encode_texts(texts)
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from pool.map(lambda history: self._user(history, encoded), histories)
+
+    def _user(self, history: History, encoded: Floats) -> UserVectors:
+        as_of = np.array([m for cut in history.cuts for m in cut.as_of], dtype=np.int64)
+        ends = [history.times[cut.positions[-1]] for cut in history.cuts for _ in cut.as_of]
+        vectors = [self._cut(history, cut, encoded) for cut in history.cuts]
+        return UserVectors(
+            history.user, as_of, np.array(ends, dtype=np.int64), np.concatenate(vectors)
+        )
+
+    def _cut(self, history: History, cut: Cut, encoded: Floats) -> Floats:
+        """One prefix, then every (as-of, scenario) of this cut: float32 [S, Q, dim]."""
+        at = cut.positions
+        times, modality = history.times[at], history.modality[at]
+        is_table = self._is_table[modality]
+        state = self._prefix.run(
+            list(self.manifest.state),
+            {
+                "vectors": encoded[history.text[at]][None],  # [1, T, E]
+                "features": event_features(times, history.amounts[at], is_table)[None],
+                "modality": modality[None],  # [1, T]
+            },
+        )
+        feed = dict(zip(self.manifest.state, state, strict=True))
+        contexts = [context_features(times, is_table, moment) for moment in cut.as_of]
+        prefix_tokens = self.manifest.prefix_tokens + len(at)
+        per_run = max(1, _BLOCKS_PER_RUN // len(self._ids))
+        parts = [
+            self._ask(feed, contexts[start : start + per_run], prefix_tokens)
+            for start in range(0, len(contexts), per_run)
+        ]
+        return np.concatenate(parts)
+
+    def _ask(self, state: dict[str, Any], contexts: Sequence[Floats], prefix_tokens: int) -> Floats:
+        moments, questions = len(contexts), len(self._ids)
+        blocks = moments * questions
+        (embedding,) = self._suffix.run(
+            ["embedding"],
+            {
+                "ids": np.tile(self._ids, (moments, 1))[None],  # [1, S*Q, L]
+                "qlen": np.tile(self._lengths, moments)[None],  # [1, S*Q]
+                "plen": np.full((1, blocks), prefix_tokens, dtype=np.int64),
+                "context": np.repeat(np.stack(contexts), questions, axis=0)[None],  # [1, S*Q, C]
+                "prompt": self._prompts,
+                **state,
+            },
+        )
+        vectors: Floats = embedding.reshape(moments, questions, -1)
+        return vectors
+
+
+def _stack_prompts(bundle: Bundle, questions: Sequence[Question]) -> tuple[Floats, list[range]]:
+    """All tuned prompts under each other, and which rows belong to which question."""
+    table = [np.zeros((1, bundle.manifest.dims.hidden), dtype=np.float32)]  # graphs want R >= 1
+    rows: list[range] = []
+    height = 1
+    for question in questions:
+        prompt = bundle.prompts[question.prompt] if question.prompt is not None else None
+        size = 0 if prompt is None else len(prompt)
+        rows.append(range(height, height + size))
+        if prompt is not None:
+            table.append(prompt.astype(np.float32))
+            height += size
+    return np.concatenate(table), rows

@@ -1,0 +1,191 @@
+"""Where a shard's results go, in an order that survives a kill at any instant.
+
+    offline part    temporary file, then rename      part-00003.parquet
+    dead letters    temporary file, then rename      dead-00003.parquet
+    online rows     keyed upsert, newest as-of only
+    shard manifest  temporary file, then rename      shard-00003.json      <- last
+
+A shard without a manifest is not done and is computed again; every step overwrites what a dead
+attempt left, so nothing stands twice. A shard with a manifest is never computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .events import ROW_SCHEMA
+from .histories import ShardHistories
+from .job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, HISTORY_END, ViewRun
+from .scoring import UserVectors
+
+DEAD_SCHEMA = pa.schema([pa.field("kind", pa.string()), *ROW_SCHEMA])
+
+
+class OnlineWriter(Protocol):
+    """Writes rows of a view where rankers read them; one is made per worker process."""
+
+    def write(self, view: str, rows: pa.Table) -> int:
+        """Upsert one row per user and return how many were written."""
+        ...
+
+
+OnlineWriterFactory = Callable[[], OnlineWriter]
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """The record that a shard of a run is done, and what happened in it. Times in seconds."""
+
+    run_id: str
+    view: str
+    shard: int
+    users_in: int
+    users_embedded: int
+    users_rejected: int
+    events_in: int
+    events_used: int
+    events_rejected: int
+    events_outside: int
+    events_over_budget: int
+    rows_offline: int
+    rows_online: int
+    rejected: dict[str, int]
+    seconds: float
+    part: str  # path of the offline part
+    dead_letters: str | None  # path of the dead-letter file
+
+    def save(self, folder: Path) -> None:
+        """Write it: from here on the shard counts as done."""
+        text = json.dumps(asdict(self), indent=1, sort_keys=True)
+        replace_file(shard_path(folder, self.shard), lambda p: p.write_text(text, "utf-8"))
+
+    @classmethod
+    def load(cls, folder: Path, shard: int) -> ShardManifest | None:
+        """The manifest of a finished shard, or None if the shard is not done."""
+        try:
+            text = shard_path(folder, shard).read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        return cls(**json.loads(text))
+
+
+def finished(run: ViewRun, shard: int) -> ShardManifest | None:
+    """The manifest of a shard that is done and whose part still stands, else None."""
+    manifest = ShardManifest.load(run.state_folder, shard)
+    return manifest if manifest is not None and Path(manifest.part).is_file() else None
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Path of a shard's manifest in a run's state folder."""
+    return folder / f"shard-{shard:05d}.json"
+
+
+def part_path(run: ViewRun, shard: int) -> Path:
+    """Path of a shard's part in the view's sink."""
+    return Path(run.sink) / f"run-{run.run_id}" / f"part-{shard:05d}.parquet"
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file so that its name only ever shows the whole of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rows_table(
+    run: ViewRun, columns: list[int], scored: list[UserVectors], created: int
+) -> pa.Table:
+    """The view's rows, one per user and as-of.
+
+    Args:
+        columns: position of each of the view's scenarios among the questions that were asked.
+        scored: vectors of every user, each float32 [S, Q, dim].
+        created: microseconds since the epoch, UTC, when they were computed.
+    """
+    if not scored:
+        return run.schema.empty_table()
+    counts = [len(user.as_of) for user in scored]
+    users = pa.array([user.user for user in scored]).take(
+        pa.array(np.repeat(np.arange(len(scored)), counts))
+    )
+    vectors = np.concatenate([user.vectors for user in scored])  # [rows, Q, dim]
+    by_name: dict[str, Any] = {
+        run.key: pc.cast(users, run.schema.field(run.key).type),
+        EVENT_TIMESTAMP: np.concatenate([user.as_of for user in scored]),
+        CREATED_TIMESTAMP: np.full(len(users), created),
+        HISTORY_END: np.concatenate([user.history_end for user in scored]),
+    }
+    for scenario, column in zip(run.scenarios, columns, strict=True):
+        by_name[scenario.name] = _vector_array(vectors[:, column])
+    return pa.table([_typed(by_name[f.name], f.type) for f in run.schema], schema=run.schema)
+
+
+def newest_per_user(run: ViewRun, rows: pa.Table) -> pa.Table:
+    """The row of each user's newest as-of: what the online store serves."""
+    if rows.num_rows == 0:
+        return rows
+    newest = rows.group_by(run.key).aggregate([(EVENT_TIMESTAMP, "max")])
+    wanted = dict(
+        zip(
+            newest.column(run.key).to_pylist(),
+            newest.column(f"{EVENT_TIMESTAMP}_max").to_pylist(),
+            strict=True,
+        )
+    )
+    pairs = zip(
+        rows.column(run.key).to_pylist(), rows.column(EVENT_TIMESTAMP).to_pylist(), strict=True
+    )
+    return rows.filter(pa.array([wanted[user] == moment for user, moment in pairs]))
+
+
+def write_part(run: ViewRun, shard: int, rows: pa.Table) -> Path:
+    """Write a shard's offline part and return its path."""
+    path = part_path(run, shard)
+    replace_file(path, lambda p: pq.write_table(rows, p, compression="zstd"))
+    return path
+
+
+def write_dead_letters(run: ViewRun, shard: int, histories: ShardHistories) -> Path | None:
+    """Write a shard's rejected events and users with their reasons; None if there are none."""
+    users = histories.rejected_users
+    if not users and histories.rejected_events.num_rows == 0:
+        return None
+    events = histories.rejected_events
+    kind = pa.array(["event"] * events.num_rows, pa.string())
+    of_events = pa.table([kind, *events.columns], schema=DEAD_SCHEMA)
+    of_users = pa.Table.from_pylist(
+        [{"kind": "user", "user": user, "rejected": reason} for user, reason in users.items()],
+        schema=DEAD_SCHEMA,
+    )
+    path = run.state_folder / f"dead-{shard:05d}.parquet"
+    replace_file(path, lambda p: pq.write_table(pa.concat_tables([of_events, of_users]), p))
+    return path
+
+
+def _vector_array(vectors: np.ndarray[Any, Any]) -> pa.Array:
+    rows, dim = vectors.shape
+    offsets = pa.array(np.arange(0, rows * dim + 1, dim, dtype=np.int32))
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))  # [rows*dim]
+    return pa.ListArray.from_arrays(offsets, flat)
+
+
+def _typed(values: Any, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(kind):
+        return pa.array(values, pa.int64()).cast(kind)
+    return values
