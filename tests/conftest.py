@@ -16,6 +16,7 @@ import pytest
 from services.postgres import PostgresServer, postgres_server
 from services.process import ServerNotFoundError
 from services.valkey import ValkeyServer, valkey_server
+from shop import write_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKERS = {"postgres": "services", "valkey": "services", "data_dir": "realdata"}
@@ -59,6 +60,12 @@ def data_dir() -> Path:
             "complete_journey/"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def shop_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verified bundle with random weights that reads the tables of `shop`; do not change it."""
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "shop")
 
 
 def _unavailable(reason: str) -> NoReturn:

@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -224,7 +223,7 @@ def test_opening_waits_for_a_migration_that_is_under_way(url: str) -> None:
         with behind_its_back(url) as connection:
             migrate(connection, "this database")
             opening = pool.submit(Catalog.open, url)
-            with pytest.raises(FutureTimeoutError):
+            with pytest.raises(TimeoutError):
                 opening.result(timeout=0.5)
         with opening.result(timeout=60) as catalog:
             assert catalog.runs() == []
@@ -472,6 +471,15 @@ def test_a_run_id_names_one_run_only(catalog: Catalog) -> None:
 
     (run,) = catalog.runs()
     assert (run.bundle_digest, run.attempt) == ("sha256:aa", 1)
+
+
+def test_a_run_begun_again_for_another_window_shows_that_window(catalog: Catalog) -> None:
+    """Two windows with the same as-of times are one run; its summary has the last one asked for."""
+    catalog.begin_run(RUN)
+    later = dataclasses.replace(RUN, window_end=DAY + timedelta(hours=1))
+
+    assert catalog.begin_run(later) == 2
+    assert [run.window_end for run in catalog.runs()] == [later.window_end]
 
 
 def test_another_number_of_shards_forgets_the_old_shards(catalog: Catalog, url: str) -> None:

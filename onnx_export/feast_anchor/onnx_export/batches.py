@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from .corpus import Corpus
@@ -22,6 +22,7 @@ from .text import tokenize
 
 Array = np.ndarray[Any, Any]
 
+_PUNCTUATION = r"[!-*,-/:-@\[-`{-~]"
 _POOL = 16  # batches drawn together and sorted by length, so that little is padded
 
 
@@ -44,9 +45,21 @@ class Batch:
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int) -> Tokenizer:
-    """Byte-level BPE over the given texts, lower-cased: every text has tokens, none is unknown."""
+    """Byte-level BPE over the given texts: lower-cased, without ASCII punctuation but "+".
+
+    No text has unknown tokens. Punctuation goes because it makes questions longer, and time to
+    train with them, without making them say more.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(_PUNCTUATION), " "),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -144,7 +157,9 @@ class Batches:
         length = self.answer_length[used]
         return Batch(
             **history,
-            plen=_tensor(np.repeat((self.prefix_tokens + self.lengths[rows])[:, None], shape[1], 1)),
+            plen=_tensor(
+                np.repeat((self.prefix_tokens + self.lengths[rows])[:, None], shape[1], 1)
+            ),
             context=self._context(rows, shape[1]),
             ids=_tensor(ids),
             qlen=_tensor(qlen),

@@ -105,7 +105,9 @@ def read_events(
             f"{cut.isoformat()} and of a user that is not held out; choose a later cut"
         )
     _check_modalities(kept, modalities)
-    order = [(name, "ascending") for name in ("user", "event_timestamp", "modality", "text", "amount")]
+    order = [
+        (name, "ascending") for name in ("user", "event_timestamp", "modality", "text", "amount")
+    ]
     return _arrays(kept.sort_by(order))
 
 

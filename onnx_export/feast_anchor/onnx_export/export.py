@@ -245,7 +245,14 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
     _write(
         _Suffix(model),
         (*(t[name] for name in _SUFFIX_INPUTS), *state),
-        [_free(0, 1, 2), _free(0, 1), _free(0, 1), _free(0, 1), _free(0), (_free(0, 2),) * len(state)],
+        [
+            _free(0, 1, 2),
+            _free(0, 1),
+            _free(0, 1),
+            _free(0, 1),
+            _free(0),
+            (_free(0, 2),) * len(state),
+        ],
         folder / "suffix.onnx",
         (*_SUFFIX_INPUTS, *state_names),
         ["embedding"],

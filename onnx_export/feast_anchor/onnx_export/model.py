@@ -318,9 +318,7 @@ def _cascade(
 
 
 def _adapter(width: int, out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(width), nn.Linear(width, out), nn.GELU(), nn.Linear(out, out)
-    )
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
 
 
 def _layers(layers: nn.ModuleList) -> list[Layer]:

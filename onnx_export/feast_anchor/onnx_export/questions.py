@@ -107,8 +107,7 @@ class _Maker:
             spec.text,
             [self.events.texts[t] for t in texts],
             text_of.astype(np.int64),
-            self.events.user[own],
-            len(self.events.users),
+            self._months(own),
             limit,
         )
         total = _running(own)
@@ -168,6 +167,12 @@ class _Maker:
             )
             self._yes_no(asked, "inactive", self._count_ahead(running, days) == 0, days)
 
+    def _months(self, own: Any) -> Ints:
+        """A number for each (user, four weeks) pair in which something happened [events]."""
+        month = self.events.times[own] // (28 * DAY)
+        pairs = np.stack((self.events.user[own], month), axis=1)
+        return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
     def _any(self, name: str, long: str, running: Ints, horizons: Sequence[int]) -> None:
         for days in horizons:
             span = _SPANS.get(days, f"{days} days")
@@ -215,8 +220,8 @@ class _Maker:
             f"morning, afternoon, evening or night {spec.name}?",
         )
         coming = (
-            f"when will this {self.entity} have {spec.name} in the next {days} days, "
-            "morning, afternoon, evening or night?",
+            f"when will this {self.entity} have {spec.name} in the next {days} days?",
+            f"{spec.name} mostly in the morning or evening in the coming {days} days?",
             f"at what time of day will {spec.name} mostly be?",
         )
         self.ask(usual, answers, np.where(past.sum(1) > 0, past.argmax(1), -1))

@@ -47,7 +47,9 @@ def render(template: str, table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray |
     Returns:
         Arrow strings, as many as the table has rows.
     """
-    columns = {name: pc.cast(table.column(name), pa.string()) for name in template_columns(template)}
+    columns = {
+        name: pc.cast(table.column(name), pa.string()) for name in template_columns(template)
+    }
     pieces: list[Any] = []
     for literal, name in _parts(template):
         if literal:

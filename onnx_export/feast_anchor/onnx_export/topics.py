@@ -2,7 +2,7 @@
 
 A text such as "tomatoes in PRODUCE" was made by the template "{product_type} in {department}". Read
 backwards, the template gives the values that were filled in; they and the words in them are the
-candidates. The best topics are those that split users most evenly.
+candidates. The best topics are those that split the months of users most evenly.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _LONGEST = 24  # characters; longer values make questions of too many tokens
-_RARE = 50  # topics of fewer than one user in so many are left out
-_SAME = 0.9  # topics that share this part of their users are one topic
+_RARE = 50  # topics of fewer than one month in so many are left out
+_SAME = 0.9  # topics that share this part of their months are one topic
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def field_values(template: str, text: str) -> dict[str, str]:
 
 
 def find_topics(
-    template: str, texts: Sequence[str], text_of: Ints, user_of: Ints, users: int, limit: int
+    template: str, texts: Sequence[str], text_of: Ints, month_of: Ints, limit: int
 ) -> list[Topic]:
     """The topics of one modality, most evenly splitting first.
 
@@ -54,19 +54,19 @@ def find_topics(
         template: the modality's template.
         texts: its distinct texts.
         text_of: position in `texts` of each event [N].
-        user_of: number of the user of each event, 0 to users - 1 [N].
-        users: number of users.
+        month_of: number of the (user, month) pair of each event, counted from 0 [N].
         limit: most topics to return.
     """
     candidates = _candidates(template, texts)
     events = np.bincount(text_of, minlength=len(texts))
-    common = sorted(candidates, key=lambda name: (-events[candidates[name]].sum(), name))[: 12 * limit]
-    pairs = np.unique(text_of * users + user_of)
+    common = sorted(candidates, key=lambda name: (-events[candidates[name]].sum(), name))
+    months = int(month_of.max()) + 1
+    pairs = np.unique(text_of * months + month_of)
     scored = []
-    for name in common:
-        has = _users_of(candidates[name], pairs, users, len(texts))
+    for name in common[: 12 * limit]:  # the rest are too rare to split anything
+        has = _months_of(candidates[name], pairs, months, len(texts))
         share = has.mean()
-        if has.sum() >= max(2, users // _RARE) and not has.all():
+        if has.sum() >= max(2, months // _RARE) and not has.all():
             scored.append((-share * (1 - share), -len(name), name, has))
     scored.sort(key=lambda entry: entry[:3])
     return [Topic(name, tuple(candidates[name])) for name in _distinct(scored, limit)]
@@ -83,16 +83,16 @@ def _candidates(template: str, texts: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def _users_of(texts: Sequence[int], pairs: Ints, users: int, count: int) -> Bools:
+def _months_of(texts: Sequence[int], pairs: Ints, months: int, count: int) -> Bools:
     about = np.zeros(count, dtype=bool)
     about[list(texts)] = True
-    has = np.zeros(users, dtype=bool)
-    has[pairs[about[pairs // users]] % users] = True
+    has = np.zeros(months, dtype=bool)
+    has[pairs[about[pairs // months]] % months] = True
     return has
 
 
 def _distinct(scored: Sequence[tuple[float, int, str, Bools]], limit: int) -> list[str]:
-    """Names in order, without those whose users are nearly those of an earlier one."""
+    """Names in order, without those whose months are nearly those of an earlier one."""
     names: list[str] = []
     seen: list[Bools] = []
     for _, _, name, has in scored:

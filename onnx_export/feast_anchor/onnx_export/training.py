@@ -40,7 +40,7 @@ class TrainConfig:
     """How a bundle is trained."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    steps: int = 400  # optimiser steps; the only budget
+    steps: int = 300  # optimiser steps; the only budget
     histories: int = 48  # histories per step
     questions: int = 24  # questions each history is asked in one step
     learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
@@ -142,9 +142,7 @@ def answer_loss(model: Anchor, batch: Batch, state: Sequence[Tensor], write: int
     block = torch.cat((ids, torch.full_like(tokens, pad)), dim=-1)  # [B,W,L+A]
     rows = qlen.unsqueeze(-1) - 1 + torch.arange(width)  # [B,W,A] <USER_EMB> and what follows
     block = block.scatter(2, rows + 1, tokens)
-    x = model.suffix_tokens(
-        block, batch.context[:, :write], torch.zeros(1, model.config.hidden)
-    )
+    x = model.suffix_tokens(block, batch.context[:, :write], torch.zeros(1, model.config.hidden))
     hidden = model.suffix_hidden(x, rows, batch.plen[:, :write], state)  # [B,W,A,D]
     return next_token(model.logits(hidden), tokens, pad)
 
@@ -171,15 +169,11 @@ def _fit(
         model.special,
         config.max_text_tokens,
         config.max_query_tokens,
-    ).draw(
-        config.histories, config.questions, config.noise, np.random.default_rng(config.seed)
-    )
+    ).draw(config.histories, config.questions, config.noise, np.random.default_rng(config.seed))
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: _rate(step, config.steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config.steps))
     losses, pairs = [], 0
     for step in range(config.steps):
         batch = next(batches)

@@ -202,7 +202,9 @@ class Catalog:
         """Record that a run starts or resumes, and return its attempt number, from 1.
 
         Shards of earlier attempts stay recorded, unless the run is now cut into another number
-        of shards. Raises CatalogError if the run id belongs to another view, bundle or window.
+        of shards. The window becomes this attempt's: two windows may ask for the same as-of times,
+        and then they are one run. Raises CatalogError if the run id is another project's, view's
+        or bundle's.
         """
         now = datetime.now(UTC)
         row = {one.name: getattr(run, one.name) for one in fields(RunRecord)}
@@ -329,7 +331,7 @@ class Catalog:
         known = connection.execute(query).mappings().one_or_none()
         if known is None:
             return
-        for name in ("project", "view", "bundle_digest", "window_start", "window_end"):
+        for name in ("project", "view", "bundle_digest"):
             if known[name] != getattr(run, name):
                 raise CatalogError(
                     f"Run {run.run_id!r} is recorded with {name} {known[name]!r}, and is now begun "

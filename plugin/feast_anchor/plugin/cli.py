@@ -140,9 +140,7 @@ def dead_letters(
         table = Table("shard", "kind", "reason", "rows", "file")
         with _catalog(repo) as catalog:
             for row in catalog.dead_letters(run_id):
-                table.add_row(
-                    str(row.shard), row.kind, row.reason, f"{row.rows:,}", row.path or ""
-                )
+                table.add_row(str(row.shard), row.kind, row.reason, f"{row.rows:,}", row.path or "")
         _console.print(table)
 
 

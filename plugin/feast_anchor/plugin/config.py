@@ -53,9 +53,9 @@ def parse_config(block: Mapping[str, Any]) -> EngineConfig:
             f"batch_engine in feature_store.yaml: {wrong}. Settings are "
             f"{sorted(EngineConfig.model_fields)}"
         ) from error
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise SpecError(
-            f"batch_engine in feature_store.yaml: catalog is not a SQLAlchemy URL; expected "
+            "batch_engine in feature_store.yaml: catalog is not a SQLAlchemy URL; expected "
             "something like 'sqlite:///data/anchor.db'"
         ) from error
     return config

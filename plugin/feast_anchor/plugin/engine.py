@@ -120,14 +120,11 @@ class BeamComputeEngine(ComputeEngine):
         entities_to_keep: Sequence[Entity],
     ) -> None:
         """Make every scenario view joinable at apply, and refuse a mix of embedding spaces."""
-        entities = {entity.name: entity for entity in entities_to_keep}
         for view in views_to_keep:
             if is_ours(view):
-                _prepare(view_run(view, entities, self._state, run_id="empty"))
+                _prepare(view_run(view, self._state, run_id="empty"))
 
-    def teardown_infra(
-        self, project: str, fvs: Sequence[Any], entities: Sequence[Entity]
-    ) -> None:
+    def teardown_infra(self, project: str, fvs: Sequence[Any], entities: Sequence[Entity]) -> None:
         """Offline rows and the catalogue are a team's data: teardown leaves them."""
 
     def materialize(

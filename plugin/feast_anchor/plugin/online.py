@@ -39,6 +39,7 @@ class FeastOnlineWriterFactory:
     views: tuple[FeatureView, ...]
 
     def __call__(self) -> OnlineWriter:
+        """A writer for the calling process."""
         return FeastOnlineWriter(self.config, {view.name: view for view in self.views})
 
 
@@ -56,7 +57,8 @@ class FeastOnlineWriter:
     @cached_property
     def _write_config(self) -> RepoConfig:
         """Redis drops a write whose as-of is not newer than the stored one, so a corrected vector
-        of the same as-of would be lost; what may be written is decided here instead."""
+        of the same as-of would be lost; what may be written is decided here instead.
+        """
         online = self.config.online_store
         if not hasattr(online, "skip_dedup"):
             return self.config
@@ -98,20 +100,27 @@ class FeastOnlineWriter:
 def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The vectors of one field of an online response, float32 [entities, dim].
 
-    Users without a stored vector get a row of NaN: check with `np.isnan(matrix[:, 0])`.
+    Users without a stored vector get a row of NaN: check with `np.isnan(matrix).all(axis=1)`. If
+    no user has one the response does not tell the dimension, and dim is 0.
 
     Args:
         response: from `FeatureStore.get_online_features`.
         feature: "view:field", as it was asked for.
 
     Raises:
-        SpecError: the response holds no such field.
+        SpecError: the response holds no such field, or it is not a vector.
     """
     values = _column(response, feature)
     # FloatList is packed: its bytes end with the little-endian floats themselves.
+    kinds = {value.WhichOneof("val") for value in values} - {None, "float_list_val"}
+    if kinds:
+        raise SpecError(f"field {feature!r} holds {sorted(kinds)}, expected vectors of float32")
+    lists = [value.float_list_val for value in values]
     rows = [
-        np.frombuffer(raw, dtype="<f4", offset=len(raw) - 4 * size)
-        for size, raw in ((len(v.float_list_val.val), v.float_list_val.SerializeToString()) for v in values)
+        np.frombuffer(packed.SerializeToString()[-4 * len(packed.val) :], dtype="<f4")
+        if packed.val
+        else np.empty(0, dtype="<f4")
+        for packed in lists
     ]
     dim = max((len(row) for row in rows), default=0)
     matrix = np.full((len(rows), dim), np.nan, dtype=np.float32)
@@ -156,13 +165,15 @@ def _row(flat: np.ndarray[Any, Any], index: int, rows: int) -> np.ndarray[Any, A
 
 def _float_list(vector: np.ndarray[Any, Any]) -> FloatList:
     """A FloatList from its wire format, which is the floats themselves behind a tag and a size:
-    several times faster than handing protobuf a Python list."""
+    several times faster than handing protobuf a Python list.
+    """
     raw = vector.astype("<f4", copy=False).tobytes()
     size, prefix = len(raw), b"\x0a"  # field 1, length-delimited
     while size > 0x7F:
         prefix += bytes([size & 0x7F | 0x80])
         size >>= 7
-    return FloatList.FromString(prefix + bytes([size]) + raw)
+    packed: FloatList = FloatList.FromString(prefix + bytes([size]) + raw)
+    return packed
 
 
 def _entity_key(name: str, user: str | int) -> EntityKey:

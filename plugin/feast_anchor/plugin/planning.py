@@ -6,12 +6,11 @@ events with the same bundle and window share one job, so a user's history is rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from feast import Entity, FeatureView, FileSource
+from feast import FeatureView, FileSource
 from feast.data_format import ParquetFormat
 from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.registry.base_registry import BaseRegistry
@@ -26,6 +25,7 @@ from feast_anchor.transforms.scoring import Question
 
 from .config import EngineConfig
 from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
+
 
 @dataclass(frozen=True)
 class PlannedView:
@@ -62,8 +62,7 @@ def plan_view(
     spec = spec_of(view)
     folder = repo / spec.bundle
     _check_bundle(view.name, spec, folder)
-    entities = {e.name: e for e in registry.list_entities(task.project)}
-    key, _ = join_key(view, entities)
+    key, _ = join_key(view)
     sources = tuple(
         event_source(decl, registry.get_feature_view(decl.view, task.project), index, key, repo)
         for index, decl in enumerate(spec.events)
@@ -73,19 +72,21 @@ def plan_view(
     start, end = _utc(task.start_time), _utc(task.end_time)
     as_of = tuple(micros(moment) for moment in as_of_times(start, end, spec.snapshots))
     run_id = canonical_sha256(
-        [task.project, view.name, spec.model_dump(mode="json"), input_snapshot(sources)]
-        + [list(as_of), config.shards]
+        {
+            "view": [task.project, view.name, spec.model_dump(mode="json")],
+            "input": input_snapshot(sources),
+            "window": list(as_of),
+            "shards": config.shards,
+        }
     )[:16]
-    run = view_run(view, entities, config.state_folder(repo), run_id)
+    run = view_run(view, config.state_folder(repo), run_id)
     return PlannedView(task, spec, run, str(folder), sources, as_of)
 
 
-def view_run(
-    view: FeatureView, entities: Mapping[str, Entity], state: Path, run_id: str
-) -> ViewRun:
+def view_run(view: FeatureView, state: Path, run_id: str) -> ViewRun:
     """The pipeline's description of a view: columns, spaces, sink and state folder."""
     spec = spec_of(view)
-    key, key_type = join_key(view, entities)
+    key, key_type = join_key(view)
     sink = view.batch_source
     if not isinstance(sink, FileSource):
         raise SpecError(
@@ -162,12 +163,13 @@ def event_source(
     )
 
 
-def join_key(view: FeatureView, entities: Mapping[str, Entity]) -> tuple[str, str]:
-    """Join key column of a view and its Arrow type as text, given the project's entities."""
-    if len(view.entities) != 1:
-        raise SpecError(f"view {view.name!r} has entities {view.entities}, expected exactly one")
-    entity = entities[view.entities[0]]
-    return entity.join_key, ARROW_KEYS[entity.value_type]
+def join_key(view: FeatureView) -> tuple[str, str]:
+    """Join key column of a scenario view and its Arrow type as text."""
+    if len(view.entity_columns) != 1:
+        names = [column.name for column in view.entity_columns]
+        raise SpecError(f"view {view.name!r} has the join keys {names}, expected exactly one")
+    (column,) = view.entity_columns
+    return column.name, ARROW_KEYS[column.dtype.to_value_type()]
 
 
 def _check_bundle(view: str, spec: ViewSpec, folder: Path) -> None:

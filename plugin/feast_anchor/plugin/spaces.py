@@ -75,10 +75,10 @@ def check_part(view: str, schema: pa.Schema, part: Path) -> None:
     moved = sorted(name for name in both if stored[name] != declared[name])
     added, gone = sorted(declared.keys() - stored.keys()), sorted(stored.keys() - declared.keys())
     raise SpaceError(
-        f"view {view!r} would mix embedding spaces in {part.parent.parent}: fields of another model or "
-        f"question {moved}, new fields {added}, fields no longer declared {gone}. Give the new "
-        f"declaration a new view name (such as {view}_v2) and sink, or move the folder away "
-        "to compute everything again"
+        f"view {view!r} would mix embedding spaces in {part.parent.parent}: fields of "
+        f"another model or question {moved}, new fields {added}, fields no longer declared "
+        f"{gone}. Give the new declaration a new view name (such as {view}_v2) and sink, or move "
+        "the folder away to compute everything again"
     )
 
 

@@ -91,9 +91,7 @@ def spec_of(view: FeatureView) -> ViewSpec:
         ) from error
 
 
-def check_modalities(
-    view: str, declared: tuple[ModalityDecl, ...], manifest: Manifest
-) -> None:
+def check_modalities(view: str, declared: tuple[ModalityDecl, ...], manifest: Manifest) -> None:
     """Refuse modalities that are not those the bundle was trained on, in the same order.
 
     A template or budget that differs would feed the model texts it never saw: a wrong number.

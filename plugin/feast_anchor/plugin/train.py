@@ -67,7 +67,8 @@ def train_bundle_from_repo(
         if error.name not in MODEL_EXTRA:
             raise
         raise SpecError(
-            f"training needs {error.name!r}: install the extra with pip install 'feast-anchor[train]'"
+            f"training needs {error.name!r}, which comes with the train extra: "
+            "pip install 'feast-anchor[train]'"
         ) from error
     return train_bundle(
         read_events(sources),
@@ -101,7 +102,9 @@ def load_modalities(repo: Path, where: str) -> list[Modality]:
         except (ModuleNotFoundError, AttributeError) as error:
             raise SpecError(f"no {where!r} in {repo}: {error}") from error
     if not found or not all(isinstance(item, Modality) for item in found):
-        raise SpecError(f"{where!r} in {repo} is {type(found).__name__}, expected a list of Modality")
+        raise SpecError(
+            f"{where!r} in {repo} is {type(found).__name__}, expected a list of Modality"
+        )
     return list(found)
 
 

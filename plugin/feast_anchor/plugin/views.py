@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast import Entity, FeatureView, Field, FileSource
 from feast.types import Array, Float32, PrimitiveFeastType, UnixTimestamp, from_value_type
 
@@ -89,6 +90,8 @@ class Modality:
         template_columns(self.text)  # raises SpecError for a template it cannot read
         if self.max_events < 1:
             raise SpecError(f"max_events={self.max_events!r}, expected at least 1")
+        if self.timezone is not None:
+            _check_timezone(self.timezone)
 
     def declaration(self) -> ModalityDecl:
         """This modality as it is stored in a view's tag."""
@@ -233,6 +236,16 @@ def _sink_source(view: str, sink: str | Path | FileSource, schema: pa.Schema) ->
         raise SpecError(f"view {view!r}: the sink is {path!r}, expected a local folder of its own")
     # Feast's DuckDB reader knows no repo folder, so the path must be absolute.
     return SinkSource(view=view, path=str(Path(path).absolute()), schema=schema, name=name)
+
+
+def _check_timezone(name: str) -> None:
+    try:  # Arrow reads the events, so the zone must be one that Arrow knows
+        pc.assume_timezone(pa.nulls(1, pa.timestamp("us")), timezone=name)
+    except pa.ArrowInvalid as error:
+        raise SpecError(
+            f"timezone={name!r} is not a time zone; expected a name such as 'UTC' or "
+            "'Europe/Berlin'"
+        ) from error
 
 
 def _seconds(period: str | timedelta | None) -> float | None:

@@ -85,6 +85,8 @@ def files_of(source: EventSource) -> list[Path]:
     path = Path(source.path)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*.parquet") if p.is_file())
+    elif path.is_file():  # before any glob: a folder's own name may hold brackets
+        found = [path]
     else:
         found = sorted(Path(p) for p in glob.glob(source.path, recursive=True))
     if not found:
@@ -231,12 +233,31 @@ def _check_types(source: EventSource, path: Path, schema: pa.Schema) -> None:
                 f"{where} {stored!r} is {schema.field(stored).type}, expected a number because "
                 "it is declared as the amount"
             )
+    for name in template_columns(source.text):
+        stored = source.columns[name]
+        if not _is_text(schema.field(stored).type):
+            raise SourceError(
+                f"{where} {stored!r} is {schema.field(stored).type}, expected text, a number, a "
+                f"boolean or a time because the template {source.text!r} reads it"
+            )
 
 
 def _is_key(kind: pa.DataType) -> bool:
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
         pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_integer(plain)
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    # Bytes would be cast too, until one of them is not UTF-8.
+    return not (
+        pa.types.is_nested(plain)
+        or pa.types.is_binary(plain)
+        or pa.types.is_large_binary(plain)
+        or pa.types.is_binary_view(plain)
+        or pa.types.is_fixed_size_binary(plain)
     )
 
 

@@ -137,9 +137,7 @@ def build_histories(
     bad = rows.filter(pc.is_valid(rows.column("rejected")))
     texts, text_of = np.unique(np.asarray(good.column("text"), dtype=object), return_inverse=True)
     histories: list[History] = []
-    rejected = {
-        user: NO_USABLE_EVENT for user in pc.unique(bad.column("user")).to_pylist() if user
-    }
+    rejected = {user: NO_USABLE_EVENT for user in pc.unique(bad.column("user")).to_pylist() if user}
     used = outside = 0
     for history in _users(good, text_of.astype(np.int64), as_of, specs):
         rejected.pop(history.user, None)
@@ -159,7 +157,9 @@ def build_histories(
         users_embedded=len(histories),
         users_rejected=len(rejected),
     )
-    return ShardHistories(tuple(histories), tuple(texts), bad, dict(sorted(rejected.items())), books)
+    return ShardHistories(
+        tuple(histories), tuple(texts), bad, dict(sorted(rejected.items())), books
+    )
 
 
 def _users(
@@ -171,7 +171,8 @@ def _users(
     modality = good.column("modality").to_numpy().astype(np.int64)
     amounts = good.column("amount").to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
+    ends = np.append(starts, len(codes))[1:]
+    for start, end in zip(starts, ends, strict=True):
         part = slice(int(start), int(end))
         yield History(
             user=users.dictionary[codes[start]].as_py(),

@@ -58,7 +58,7 @@ def run_job(
         )
 
 
-class ReadRows(beam.DoFn):  # type: ignore[misc]  # beam ships no types for DoFn
+class ReadRows(beam.DoFn):
     """Read one task, given by its number, and split its rows by shard."""
 
     def __init__(self, job: Job, tasks: Sequence[ReadTask]) -> None:
@@ -73,7 +73,7 @@ class ReadRows(beam.DoFn):  # type: ignore[misc]  # beam ships no types for DoFn
                 yield shard, to_bytes(part)
 
 
-class ScoreShard(beam.DoFn):  # type: ignore[misc]  # beam ships no types for DoFn
+class ScoreShard(beam.DoFn):
     """Build, score and write one shard for every view of the job."""
 
     def __init__(self, job: Job, online: sinks.OnlineWriterFactory | None) -> None:
@@ -108,12 +108,13 @@ class ScoreShard(beam.DoFn):  # type: ignore[misc]  # beam ships no types for Do
         for run in waiting:
             columns = [questions.index(scenario.question) for scenario in run.scenarios]
             table = sinks.rows_table(run, columns, scored, created)
-            written += self._write(run, shard, table, histories, began)
+            self._write(run, shard, table, histories, began)
+            written += len(table)
         return written
 
     def _write(
         self, run: ViewRun, shard: int, rows: pa.Table, histories: ShardHistories, began: float
-    ) -> int:
+    ) -> None:
         part = sinks.write_part(run, shard, rows)
         dead = sinks.write_dead_letters(run, shard, histories)
         online = self._publish(run, rows)
@@ -137,7 +138,6 @@ class ScoreShard(beam.DoFn):  # type: ignore[misc]  # beam ships no types for Do
             part=str(part),
             dead_letters=None if dead is None else str(dead),
         ).save(run.state_folder)
-        return rows.num_rows
 
     def _publish(self, run: ViewRun, rows: pa.Table) -> int:
         if not run.online or self._online_factory is None:

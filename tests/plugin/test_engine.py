@@ -1,0 +1,451 @@
+"""The engine end to end: real Feast, real Beam, real ONNX Runtime, embedded stores."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from feast import FeatureStore, FeatureView, Field, FileSource
+from feast.types import Float64, String
+
+from feast_anchor.onnx_export.errors import (
+    AnchorError,
+    BundleError,
+    RunError,
+    SourceError,
+    SpaceError,
+    SpecError,
+)
+from feast_anchor.plugin import to_numpy
+from feast_anchor.plugin.catalog import Catalog
+from feast_anchor.plugin.spec import SPACE_TAG
+from feast_anchor.transforms import pipeline
+from feast_anchor.transforms.scoring import Scorer
+from services.valkey import ValkeyServer
+from shop import (
+    END,
+    QUERIES,
+    START,
+    config,
+    entity,
+    make_tables,
+    offline_rows,
+    online_rows,
+    orders,
+    profile_rows,
+    shop_store,
+    shop_view,
+    write_bundle,
+    write_tables,
+)
+
+USERS = [f"u{n}" for n in range(20)]
+
+
+def materialize(store: FeatureStore, start: datetime = START, end: datetime = END) -> None:
+    """What `feast materialize` does."""
+    store.materialize(start, end)
+
+
+def catalogue(repo: Path) -> Catalog:
+    """The repo's catalogue."""
+    return Catalog.open(f"sqlite:///{repo / 'anchor.db'}")
+
+
+def interval_ends(store: FeatureStore, view: str = "taste_v1") -> list[datetime]:
+    """Ends of the intervals that Feast believes are materialized."""
+    return [end for _, end in store.get_feature_view(view).materialization_intervals]
+
+
+def naive(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Timestamps without their time zone, as pandas writes them by default."""
+    return column.cast(pa.timestamp("us"))
+
+
+def vectors_of(frame: pd.DataFrame, name: str) -> np.ndarray[Any, Any]:
+    """A column of vectors as a matrix."""
+    return np.stack(frame[name].tolist())
+
+
+def test_a_view_is_computed_served_and_joined(tmp_path: Path, shop_bundle: Path) -> None:
+    """Unit vectors of the declared size come back online and from a training-set join."""
+    with shop_store(tmp_path, shop_bundle) as store:
+        materialize(store)
+        features = [f"taste_v1:{name}" for name in (*QUERIES, "history_end")]
+        response = store.get_online_features(
+            features=features, entity_rows=[{"shopper_id": user} for user in [*USERS, "nobody"]]
+        )
+        online = to_numpy(response, "taste_v1:tea")
+        assert online.shape == (21, 128)
+        assert np.isnan(online[-1]).all()
+        np.testing.assert_allclose(np.linalg.norm(online[:-1], axis=1), 1, atol=1e-6)
+        asked = pd.DataFrame({"shopper_id": USERS, "event_timestamp": [END] * len(USERS)})
+        joined = store.get_historical_features(entity_df=asked, features=features).to_df()
+        joined = joined.set_index("shopper_id").loc[USERS]
+        assert vectors_of(joined, "tea").tobytes() == online[:-1].tobytes()
+        assert (joined["history_end"] < joined["event_timestamp"]).all()
+        assert interval_ends(store) == [END]
+
+
+def test_every_row_carries_its_three_times(tmp_path: Path, shop_bundle: Path) -> None:
+    """history_end < event_timestamp <= created_timestamp on every row, and as-ofs on the grid."""
+    with shop_store(tmp_path, shop_bundle) as store:
+        materialize(store)
+    parts = sorted((tmp_path / "sinks" / "taste_v1").glob("run-*/part-*.parquet"))
+    rows = pa.concat_tables([pq.read_table(part) for part in parts])
+    assert rows.num_rows > 100
+    assert pc.all(pc.less(rows["history_end"], rows["event_timestamp"])).as_py()
+    assert pc.all(pc.less(rows["event_timestamp"], rows["created_timestamp"])).as_py()
+    as_ofs = set(rows["event_timestamp"].to_pylist())
+    assert max(as_ofs) == END
+    assert {moment.weekday() for moment in as_ofs - {END}} == {0}
+
+
+def test_events_at_or_after_the_as_of_change_no_vector(tmp_path: Path, shop_bundle: Path) -> None:
+    """Replacing every event from an instant on leaves all rows before it the same, bit for bit."""
+    cut = datetime(2024, 2, 5, tzinfo=START.tzinfo)  # a Monday: a snapshot falls on it
+    tables = make_tables()
+    before = pc.less(tables["orders"]["event_timestamp"], pa.scalar(cut, pa.timestamp("us", "UTC")))
+    changed = orders(
+        [
+            {"shopper_id": user, "event_timestamp": cut + timedelta(seconds=n), "item": "soap",
+             "aisle": "home", "spend": 99.0}
+            for n, user in enumerate(USERS)
+        ]
+    )  # fmt: skip
+    other = {**tables, "orders": pa.concat_tables([tables["orders"].filter(before), changed])}
+    rows = []
+    for name, data in (("a", tables), ("b", other)):
+        repo = tmp_path / name
+        repo.mkdir()
+        with shop_store(repo, shop_bundle, data) as store:
+            materialize(store)
+        found = offline_rows(repo)
+        rows.append(found[found["event_timestamp"] <= cut].reset_index(drop=True))
+    assert len(rows[0]) > 50
+    for name in QUERIES:
+        assert vectors_of(rows[0], name).tobytes() == vectors_of(rows[1], name).tobytes()
+    assert rows[0].drop(columns=[*QUERIES]).equals(rows[1].drop(columns=[*QUERIES]))
+    late = offline_rows(tmp_path / "a")["history_end"].max()
+    assert late > cut  # the events that were replaced do matter to later rows
+
+
+def test_a_user_alone_gets_the_same_bits_as_in_company(tmp_path: Path, shop_bundle: Path) -> None:
+    """Rows of one user do not depend on the other users, the shard count or the row order."""
+    tables = make_tables()
+    alone = {
+        name: table.filter(pc.equal(table["shopper_id"], "u3")) for name, table in tables.items()
+    }
+    alone["orders"] = alone["orders"].take(list(range(alone["orders"].num_rows))[::-1])
+    (tmp_path / "all").mkdir()
+    (tmp_path / "one").mkdir()
+    with shop_store(tmp_path / "all", shop_bundle, tables) as store:
+        materialize(store)
+    with shop_store(tmp_path / "one", shop_bundle, alone, shards=1, threads=1) as store:
+        materialize(store)
+    found = offline_rows(tmp_path / "all")
+    found = found[found["shopper_id"] == "u3"].reset_index(drop=True)
+    single = offline_rows(tmp_path / "one")
+    assert len(single) == len(found) > 3
+    for name in QUERIES:
+        assert vectors_of(single, name).tobytes() == vectors_of(found, name).tobytes()
+
+
+def test_broken_rows_go_to_the_dead_letter_and_the_books_balance(
+    tmp_path: Path, shop_bundle: Path
+) -> None:
+    """A null key, a null time, a NaN amount and a null text are each rejected with a reason."""
+    good = {"event_timestamp": START, "item": "soap", "aisle": "home", "spend": 1.0}
+    bad = orders(
+        [
+            {**good, "shopper_id": None},
+            {**good, "shopper_id": "u0", "event_timestamp": None},
+            {**good, "shopper_id": "u0", "spend": float("nan")},
+            {**good, "shopper_id": "broken", "item": None, "aisle": None},
+            {**good, "shopper_id": "late", "event_timestamp": END},
+        ]
+    )
+    tables = make_tables()
+    tables["orders"] = pa.concat_tables([tables["orders"], bad])
+    with shop_store(tmp_path, shop_bundle, tables) as store:
+        materialize(store)
+    with catalogue(tmp_path) as catalog:
+        (run,) = catalog.runs()
+        letters = catalog.dead_letters(run.run_id)
+    assert {(letter.kind, letter.reason): letter.rows for letter in letters} == {
+        ("event", "null_key"): 1,
+        ("event", "null_timestamp"): 1,
+        ("event", "amount_not_finite"): 1,
+        ("event", "no_text"): 1,
+        ("user", "no_usable_event"): 1,
+        ("user", "no_event_before_as_of"): 1,
+    }
+    assert run.events_in == sum(table.num_rows for table in tables.values())
+    out = run.events_used + run.events_rejected + run.events_outside + run.events_over_budget
+    assert run.events_in == out
+    assert run.users_in == run.users_embedded + run.users_rejected == 22
+    stored = pd.concat(pd.read_parquet(letter.path) for letter in letters if letter.path)
+    assert set(stored.loc[stored["kind"] == "user", "user"]) == {"broken", "late"}
+    assert online_rows(store, ["broken", "late"]) == {}
+
+
+def test_ten_thousand_events_of_one_user_are_read_up_to_the_budget(
+    tmp_path: Path, shop_bundle: Path
+) -> None:
+    """The newest events are read, the rest is counted as over budget, and a vector comes out."""
+    many = orders(
+        [
+            {"shopper_id": "whale", "event_timestamp": START + timedelta(seconds=n),
+             "item": "soap", "aisle": "home", "spend": 1.0}
+            for n in range(10_000)
+        ]
+    )  # fmt: skip
+    with shop_store(tmp_path, shop_bundle, {"orders": many, "profiles": profile_rows([])}) as store:
+        materialize(store)
+    with catalogue(tmp_path) as catalog:
+        (run,) = catalog.runs()
+    assert (run.events_used, run.events_over_budget) == (16, 9_984)
+    assert len(online_rows(store, ["whale"])) == 1
+
+
+def test_an_empty_table_gives_no_rows_and_no_failure(tmp_path: Path, shop_bundle: Path) -> None:
+    """Nothing in, nothing out: the run succeeds with zero rows and can be joined."""
+    empty = {"orders": orders([]), "profiles": profile_rows([])}
+    with shop_store(tmp_path, shop_bundle, empty) as store:
+        materialize(store)
+        asked = pd.DataFrame({"shopper_id": ["u0"], "event_timestamp": [END]})
+        joined = store.get_historical_features(entity_df=asked, features=["taste_v1:tea"]).to_df()
+    assert joined["tea"].isna().all()
+    assert len(offline_rows(tmp_path)) == 0
+
+
+def test_an_empty_window_serves_the_state_at_its_end(tmp_path: Path, shop_bundle: Path) -> None:
+    """A window of no length computes one as-of; one before all events rejects every user."""
+    with shop_store(tmp_path, shop_bundle) as store:
+        materialize(store, END, END)
+        assert set(offline_rows(tmp_path)["event_timestamp"]) == {pd.Timestamp(END)}
+        early = START - timedelta(days=10)
+        materialize(store, early, early)
+        assert (offline_rows(tmp_path)["event_timestamp"] == early).sum() == 0
+
+
+def test_a_view_can_be_joined_before_its_first_run(tmp_path: Path, shop_bundle: Path) -> None:
+    """After apply alone, a training-set join works and finds nothing."""
+    with shop_store(tmp_path, shop_bundle) as store:
+        asked = pd.DataFrame({"shopper_id": USERS, "event_timestamp": [END] * len(USERS)})
+        joined = store.get_historical_features(entity_df=asked, features=["taste_v1:tea"]).to_df()
+    assert len(joined) == len(USERS)
+    assert joined["tea"].isna().all()
+
+
+def test_two_views_over_the_same_events_share_one_pass(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pipeline run answers both views, each with its own rows and its own run."""
+    jobs = []
+    real = pipeline.run_job
+
+    def count(job: Any, *rest: Any) -> None:
+        jobs.append(job)
+        real(job, *rest)
+
+    monkeypatch.setattr(pipeline, "run_job", count)
+
+    def two(repo: Path, bundle: Path) -> list[FeatureView]:
+        return [
+            shop_view(repo, bundle),
+            shop_view(repo, bundle, "other_v1", {"bread": "Will this shopper buy bread?"}),
+        ]
+
+    with shop_store(tmp_path, shop_bundle, views=two) as store:
+        materialize(store)
+    assert [[run.view for run in job.views] for job in jobs] == [["taste_v1", "other_v1"]]
+    assert len(offline_rows(tmp_path)) == len(offline_rows(tmp_path, "other_v1")) > 0
+    assert len(online_rows(store, USERS, "other_v1", "bread")) == 20
+
+
+def test_views_that_are_not_ours_go_to_feasts_own_engine(tmp_path: Path, shop_bundle: Path) -> None:
+    """A ranking view in the same repo is materialized as if our engine were not there."""
+    stats = pa.table(
+        {
+            "shopper_id": ["u0", "u1"],
+            "event_timestamp": pa.array([START, START], pa.timestamp("us", "UTC")),
+            "spend_28d": [1.5, 2.5],
+        }
+    )
+    write_tables(tmp_path / "tables", {"stats": stats})
+
+    def both(repo: Path, bundle: Path) -> list[FeatureView]:
+        ranking = FeatureView(
+            name="stats",
+            entities=[entity()],
+            source=FileSource(
+                path=str(repo / "tables" / "stats.parquet"), timestamp_field="event_timestamp"
+            ),
+            schema=[Field(name="shopper_id", dtype=String), Field(name="spend_28d", dtype=Float64)],
+        )
+        return [ranking, shop_view(repo, bundle)]
+
+    with shop_store(tmp_path, shop_bundle, views=both) as store:
+        materialize(store)
+        found = store.get_online_features(
+            features=["stats:spend_28d", "taste_v1:tea"], entity_rows=[{"shopper_id": "u1"}]
+        ).to_dict()
+    assert found["spend_28d"] == [2.5]
+    assert len(found["tea"][0]) == 128
+
+
+def test_a_rerun_computes_nothing_and_refills_the_online_store(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same window again scores no user, adds no row, and serves what was emptied."""
+    with shop_store(tmp_path, shop_bundle) as store:
+        materialize(store)
+        rows, served = offline_rows(tmp_path), online_rows(store, USERS)
+        (tmp_path / "online.db").unlink()
+    with shop_store(tmp_path, shop_bundle, {}) as store:
+        assert online_rows(store, USERS) == {}
+        monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored a finished shard"))
+        materialize(store)
+        assert online_rows(store, USERS) == served
+        assert offline_rows(tmp_path).equals(rows)
+
+
+def test_a_worker_that_dies_fails_the_job_and_a_rerun_finishes_it(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception amid a shard reaches Feast with its cause; the watermark stays; then resume."""
+    real = Scorer._user
+    poison = {"u7"}
+
+    def sometimes(scorer: Scorer, history: Any, encoded: Any) -> Any:
+        if history.user in poison:
+            raise RuntimeError("the disk is on fire")
+        return real(scorer, history, encoded)
+
+    monkeypatch.setattr(Scorer, "_user", sometimes)
+    with shop_store(tmp_path, shop_bundle) as store:
+        with pytest.raises(RunError, match=r"the disk is on fire.*run the same command to resume"):
+            materialize(store)
+        assert interval_ends(store) == []
+        with catalogue(tmp_path) as catalog:
+            assert [(run.status, run.attempt) for run in catalog.runs()] == [("FAILED", 1)]
+        poison.clear()
+        materialize(store)
+        assert interval_ends(store) == [END]
+        with catalogue(tmp_path) as catalog:
+            assert [(run.status, run.attempt) for run in catalog.runs()] == [("SUCCEEDED", 2)]
+        assert len(online_rows(store, USERS)) == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda t: t.drop_columns("aisle"),
+            SourceError,
+            r"orders.parquet has no column \['aisle'\]",
+        ),
+        (
+            lambda t: t.set_column(1, "event_timestamp", naive(t["event_timestamp"])),
+            SourceError,
+            "without a time zone; write it as",
+        ),
+        (
+            lambda t: t.set_column(4, "spend", pc.cast(t["spend"], pa.string())),
+            SourceError,
+            "expected a number because it is declared as the amount",
+        ),
+    ],
+)
+def test_a_table_that_is_not_as_declared_fails_the_job_before_any_work(
+    tmp_path: Path, shop_bundle: Path, change: Any, error: type[AnchorError], message: str
+) -> None:
+    """The error names file and column, nothing is written, and the watermark stays."""
+    tables = make_tables()
+    tables["orders"] = change(tables["orders"])
+    with shop_store(tmp_path, shop_bundle, tables) as store:
+        with pytest.raises(error, match=message):
+            materialize(store)
+        assert interval_ends(store) == []
+    assert not (tmp_path / "anchor.db").exists()
+
+
+def test_a_replaced_bundle_is_refused(tmp_path: Path) -> None:
+    """Another model under the same path fails the job instead of mixing embedding spaces."""
+    bundle = write_bundle(tmp_path / "model")
+    with shop_store(tmp_path, bundle) as store:
+        materialize(store)
+        rows = offline_rows(tmp_path)
+        write_bundle(tmp_path / "model", seed=1)
+        with pytest.raises(BundleError, match="declared with another model"):
+            materialize(store, START, END + timedelta(days=7))
+        assert offline_rows(tmp_path).equals(rows)
+        with pytest.raises(SpaceError, match=r"would mix embedding spaces.*taste_v1_v2"):
+            store.apply([shop_view(tmp_path, bundle)])
+
+
+def test_a_bundle_of_another_dimension_is_refused(tmp_path: Path) -> None:
+    """A view declared for 128 numbers does not run with a bundle that makes 64."""
+    bundle = write_bundle(tmp_path / "model")
+    with shop_store(tmp_path, bundle) as store:
+        write_bundle(tmp_path / "model", embedding=64)
+        with pytest.raises(BundleError, match="declares vectors of 128 numbers.* makes 64"):
+            materialize(store)
+
+
+def test_a_tampered_bundle_is_refused(tmp_path: Path) -> None:
+    """One changed byte in a graph fails the job with the file's name."""
+    bundle = write_bundle(tmp_path / "model")
+    with shop_store(tmp_path, bundle) as store:
+        graph = bundle / "suffix.onnx"
+        data = bytearray(graph.read_bytes())
+        data[len(data) // 2] ^= 1
+        graph.write_bytes(bytes(data))
+        with pytest.raises(BundleError, match=r"suffix\.onnx was changed"):
+            materialize(store)
+
+
+def test_spaces_are_recorded_in_the_catalogue_and_on_the_fields(
+    tmp_path: Path, shop_bundle: Path
+) -> None:
+    """The fingerprint of each field is the same in registry, catalogue and Parquet schema."""
+    with shop_store(tmp_path, shop_bundle) as store:
+        materialize(store)
+        fields = {field.name: field for field in store.get_feature_view("taste_v1").features}
+    with catalogue(tmp_path) as catalog:
+        recorded = {space.field: space.fingerprint for space in catalog.spaces(view="taste_v1")}
+    part = next((tmp_path / "sinks" / "taste_v1").glob("run-*/part-*.parquet"))
+    schema = pq.read_schema(part)
+    stored = {name: schema.field(name).metadata[b"space"].decode() for name in QUERIES}
+    assert recorded == stored == {name: fields[name].tags[SPACE_TAG] for name in QUERIES}
+    assert len(set(recorded.values())) == len(QUERIES)
+
+
+def test_a_misspelt_setting_is_refused(tmp_path: Path, shop_bundle: Path) -> None:
+    """An unknown engine setting raises an error that lists the settings there are."""
+    with pytest.raises(SpecError, match=r"shardz.*Settings are .*'shards'"):
+        FeatureStore(config=config(tmp_path, shardz=3))._get_provider().batch_engine  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_vectors_reach_a_real_redis_compatible_store(
+    tmp_path: Path, shop_bundle: Path, valkey: ValkeyServer
+) -> None:
+    """The same vectors, bit for bit, come back from Valkey as from SQLite."""
+    online = {"type": "redis", "connection_string": valkey.connection_string}
+    (tmp_path / "redis").mkdir()
+    (tmp_path / "sqlite").mkdir()
+    with shop_store(tmp_path / "redis", shop_bundle, online=online) as store:
+        materialize(store)
+        served = online_rows(store, USERS)
+    with shop_store(tmp_path / "sqlite", shop_bundle) as store:
+        materialize(store)
+        assert online_rows(store, USERS) == served
+    assert len(served) == 20

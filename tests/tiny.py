@@ -1,0 +1,68 @@
+"""A small made-up shop: enough events to train a bundle of a few steps, shared by many tests."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
+from feast_anchor.onnx_export.manifest import ModalitySpec
+
+TINY_START = datetime(2024, 1, 1, tzinfo=UTC)
+TINY_CUT = datetime(2024, 4, 1, tzinfo=UTC)
+"""Training ends here; events go on for another month."""
+
+TINY_MODALITIES = (
+    ModalitySpec(name="visits", text="{item} in {shop}", amount=True, max_events=16),
+    ModalitySpec(name="coupons", text="redeemed a coupon for {shop}", max_events=4),
+    ModalitySpec(name="profile", kind="table", text="age {age}, {city}", max_events=1),
+)
+
+_ITEMS = (
+    "apples in produce",
+    "tomatoes in produce",
+    "ham in meat",
+    "soap in household",
+    "tea in dry",
+)
+
+
+def tiny_events(users: int = 30, seed: int = 0) -> pa.Table:
+    """Canonical events of `users` users u000, u001, ... from January to April 2024.
+
+    Every user has a profile, from the day before the first event. Even users like produce, every
+    third one redeems coupons.
+    """
+    generator = np.random.default_rng(seed)
+    rows: list[tuple[str, datetime, int, str, float]] = []
+    for number in range(users):
+        user = f"u{number:03d}"
+        age, city = ("18-34", "35-64", "65+")[number % 3], ("north", "south")[number % 2]
+        rows.append((user, TINY_START - timedelta(days=1), 2, f"age {age}, {city}", 0.0))
+        likes = np.array([4, 4, 1, 1, 1]) if number % 2 == 0 else np.array([1, 1, 4, 1, 1])
+        for minute in generator.integers(0, 120 * 24 * 60, 20):
+            item = _ITEMS[generator.choice(5, p=likes / likes.sum())]
+            when = TINY_START + timedelta(minutes=int(minute))
+            rows.append((user, when, 0, item, float(generator.integers(1, 50))))
+            if number % 3 == 0 and generator.random() < 0.2:
+                rows.append((user, when, 1, "redeemed a coupon for produce", 0.0))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, EVENT_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=EVENT_SCHEMA)
+
+
+def tiny_bundle(folder: Path) -> Path:
+    """Train and export a bundle of a few steps into `folder`/tiny; half a minute, so share it."""
+    from feast_anchor.onnx_export.model import ModelConfig
+    from feast_anchor.onnx_export.training import TrainConfig, train_bundle
+
+    sizes = ModelConfig(text=16, hidden=32, ff=48, head_hidden=32, embedding=16)
+    config = TrainConfig(model=sizes, steps=4, histories=8, questions=6, snapshots=3, topics=4)
+    out = folder / "tiny"
+    train_bundle(
+        tiny_events(), TINY_MODALITIES, cut=TINY_CUT, out=out, entity="customer_id", config=config
+    )
+    return out
