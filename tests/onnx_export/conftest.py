@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiny import tiny_bundle
+
+# On a busy machine torch's threads wait for each other many times longer than they compute.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

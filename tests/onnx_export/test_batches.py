@@ -65,7 +65,7 @@ def test_targets_are_the_corpus_labels(corpus: Corpus) -> None:
 
 
 def test_plen_counts_real_events(corpus: Corpus) -> None:
-    """plen is one user token, one per modality and the real events."""
+    """A plen is one user token, one per modality and the real events."""
     batch, _ = draw(corpus, 2)
     real = (batch.modality >= 0).sum(1)
     assert (batch.plen == (1 + len(TINY_MODALITIES) + real).unsqueeze(1)).all()

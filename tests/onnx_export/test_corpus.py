@@ -83,7 +83,7 @@ def test_answers_are_what_happened() -> None:
     rows = [r for r in events.to_pylist() if r["modality"] == 0 and r["event_timestamp"] < TINY_CUT]
     asked = [
         t
-        for t in triples(events)
+        for t in triples(events, topics=20)
         if t.query == "will this customer have visits: produce in the next 28 days?"
     ]
     assert len(asked) > 30

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +13,10 @@ from feast_anchor.onnx_export.export import random_inputs, reference
 from feast_anchor.onnx_export.manifest import SpecialIds
 from feast_anchor.onnx_export.model import Anchor, ModelConfig, rotate
 
+Arrays = dict[str, np.ndarray[Any, Any]]
+
 SPECIAL = SpecialIds(pad=50, user_emb=51, eos=52, first_prompt=53)
 CONFIG = ModelConfig(text=8, hidden=16, ff=24, head_hidden=16, embedding=8)
-PREFIX = ("vectors", "features", "modality")
-SUFFIX = ("ids", "qlen", "plen", "context", "prompt")
 
 
 def make_model() -> Anchor:
@@ -24,11 +27,20 @@ def make_model() -> Anchor:
 MODEL = make_model()
 
 
-def served(arrays: dict[str, np.ndarray]) -> torch.Tensor:
+def state_of(arrays: Arrays) -> tuple[torch.Tensor, ...]:
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with torch.no_grad():
-        state = MODEL.prefix(*(t[name] for name in PREFIX))
-        return MODEL.suffix(*(t[name] for name in SUFFIX), state)
+        return MODEL.prefix(t["vectors"], t["features"], t["modality"])
+
+
+def suffix_of(arrays: Arrays, state: Sequence[torch.Tensor]) -> torch.Tensor:
+    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    with torch.no_grad():
+        return MODEL.suffix(t["ids"], t["qlen"], t["plen"], t["context"], t["prompt"], state)
+
+
+def served(arrays: Arrays) -> torch.Tensor:
+    return suffix_of(arrays, state_of(arrays))
 
 
 @settings(max_examples=20, deadline=None)
@@ -75,12 +87,11 @@ def test_question_decides_the_vector() -> None:
 def test_prefix_beyond_plen_is_not_read() -> None:
     """Events behind `plen` change nothing, so one long prefix serves earlier as-of times."""
     arrays = random_inputs(MODEL, (1, 5, 2, 4), np.random.default_rng(2))
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    state = MODEL.prefix(*(t[name] for name in PREFIX))
-    t["plen"][:] = 6
-    before = MODEL.suffix(*(t[name] for name in SUFFIX), state)
+    state = state_of(arrays)
+    arrays["plen"][:] = 6
+    before = suffix_of(arrays, state)
     changed = [torch.cat((side[:, :, :6], side[:, :, 6:] + 9), dim=2) for side in state]
-    assert torch.equal(before, MODEL.suffix(*(t[name] for name in SUFFIX), changed))
+    assert torch.equal(before, suffix_of(arrays, changed))
 
 
 def test_text_of_padding_only_is_finite() -> None:

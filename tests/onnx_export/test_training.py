@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -77,21 +78,12 @@ def test_answer_tokens_do_not_reach_the_embedding() -> None:
     model = Anchor(SIZES, special_ids(tokenizer), len(TINY_MODALITIES))
     batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 12, 24)
     batch = next(batches.draw(4, 3, 0.0, np.random.default_rng(0)))
-    seen = {}
-    original = model.suffix_hidden
-
-    def spy(x: torch.Tensor, keep: torch.Tensor, *rest: object) -> torch.Tensor:
-        seen["hidden"] = original(x, keep, *rest)  # type: ignore[arg-type]
-        return seen["hidden"]
-
     with torch.no_grad():
         state = training._state(model, batch)
-        prompt = torch.zeros(1, SIZES.hidden)
-        alone = model.suffix(batch.ids, batch.qlen, batch.plen, batch.context, prompt, state)
-        model.suffix_hidden = spy  # type: ignore[method-assign]
-        training.answer_loss(model, batch, state, write=3)
-        behind = model.embed(seen["hidden"][:, :, 0])
-    torch.testing.assert_close(alone, behind, atol=1e-6, rtol=0)
+        alone = training.answer_hidden(model, batch, state, 3)[0][:, :, 0]
+        batch = replace(batch, answers=torch.ones_like(batch.answers))
+        other = training.answer_hidden(model, batch, state, 3)[0]
+    assert torch.equal(alone, other[:, :, 0])
 
 
 def test_manifest_records_the_training(bundle_folder: Path) -> None:
@@ -117,15 +109,16 @@ def test_nothing_to_train_on_leaves_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_user_with_one_event_is_a_source_error(tmp_path: Path) -> None:
-    """A table in which no question has two answers says so."""
-    one = tiny_events(users=1)
-    one = one.filter(pc.equal(one.column("modality"), 0)).sort_by("event_timestamp").slice(0, 1)
+def test_no_time_between_event_and_cut_is_a_source_error(tmp_path: Path) -> None:
+    """When nobody can be asked anything after their first event, the error says so."""
+    events = tiny_events(users=1)
+    one = events.filter(pc.equal(events.column("modality"), 0)).sort_by("event_timestamp")
+    late = one.slice(0, 1).column("event_timestamp")[0].as_py() + timedelta(seconds=1)
     with pytest.raises(SourceError, match="no training examples"):
         train_bundle(
             one,
             TINY_MODALITIES,
-            cut=TINY_CUT,
+            cut=late,
             out=tmp_path / "b",
             entity="customer_id",
             config=CONFIG,

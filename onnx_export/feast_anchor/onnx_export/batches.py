@@ -134,7 +134,8 @@ class Batches:
         first, last = events.starts[user], events.starts[user + 1]
         as_of = int(self.corpus.as_of[snapshot])
         times, modality = events.times[first:last], events.modality[first:last]
-        return first + window(times, modality, as_of, modalities)
+        rows: Array = first + window(times, modality, as_of, modalities)
+        return rows
 
     def _batch(
         self, rows: Array, columns: Array, noise: float, generator: np.random.Generator

@@ -6,6 +6,7 @@ model to `TOLERANCE`. Everything is written to a temporary sibling first and ren
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -108,6 +109,7 @@ def export_bundle(
         _write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER_FILE))
         save_file(prompts or {}, folder / PROMPTS_FILE)
+        (folder / PROMPTS_FILE).chmod(0o644)  # safetensors makes it private
         draft = seal(folder, _draft(model, info))
         parity = check_parity(model, Bundle.open(folder))
         return seal(folder, draft.model_copy(update={"parity": parity}))
@@ -174,14 +176,14 @@ def random_inputs(
 def reference(model: Anchor, arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
     """What `full` gives for every history and question of `random_inputs`: [B,Q,embedding]."""
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    rows = []
+    rows: list[Tensor] = []
     for b in range(len(arrays["ids"])):
         real = int((arrays["modality"][b] >= 0).sum())
         for q in range(arrays["ids"].shape[1]):
             ids = t["ids"][b, q, : int(arrays["qlen"][b, q])]
             history = (t["vectors"][b, :real], t["features"][b, :real], t["modality"][b, :real])
             rows.append(model.full(*history, ids, t["context"][b, q], t["prompt"]))
-    return torch.stack(rows).unflatten(0, tuple(arrays["ids"].shape[:2]))
+    return torch.stack(rows).reshape(*arrays["ids"].shape[:2], -1)
 
 
 _PREFIX_INPUTS = ("vectors", "features", "modality")
@@ -204,8 +206,10 @@ def _compare(
     vectors = sessions["suffix"].run(None, feed | dict(zip(state_names, state, strict=True)))[0]
 
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    torch_state = model.prefix(*(t[name] for name in _PREFIX_INPUTS))
-    torch_vectors = model.suffix(*(t[name] for name in _SUFFIX_INPUTS), torch_state)
+    torch_state = model.prefix(t["vectors"], t["features"], t["modality"])
+    torch_vectors = model.suffix(
+        t["ids"], t["qlen"], t["plen"], t["context"], t["prompt"], torch_state
+    )
     return {
         "event": _gap(event, model.event(torch.from_numpy(texts))),
         "prefix": max(_gap(a, b) for a, b in zip(state, torch_state, strict=True)),
@@ -266,8 +270,7 @@ def _free(*axes: int) -> dict[int, Any]:
 def _write(
     module: nn.Module, args: tuple[Tensor, ...], dynamic: Any, path: Path, inputs: Any, outputs: Any
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
+    with _quiet():
         program = torch.onnx.export(
             module.eval(),
             args,
@@ -285,6 +288,20 @@ def _write(
             if value.name in outputs and not value.is_graph_output():
                 value.name = f"inner_{value.name}"
     program.save(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter warns of its own internals and of packages that nobody asked for."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _draft(model: Anchor, info: BundleInfo) -> Manifest:

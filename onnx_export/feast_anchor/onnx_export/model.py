@@ -90,8 +90,8 @@ class Layer(nn.Module):
         """x[..., N, D], attended[..., K, G, N, d] -> [..., N, D]."""
         x = x + self.out(attended.movedim(-2, -4).flatten(-3))  # [..,N,K,G,d] -> [..,N,D]
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        x = x + self.down(F.silu(gate) * up)
-        return x
+        out: Tensor = x + self.down(F.silu(gate) * up)
+        return out
 
 
 class Anchor(nn.Module):
@@ -135,7 +135,8 @@ class Anchor(nn.Module):
         """Encode texts: ids int64 [N, L] -> [N, E]. A row of padding only is a constant vector."""
         real = (ids != self.special.pad).unsqueeze(-1).to(torch.float32)  # [N,L,1]
         mean = (self.tokens(ids) * real).sum(1) / real.sum(1).clamp(min=1.0)  # [N,E]
-        return mean + self.text_mlp(mean)
+        vector: Tensor = mean + self.text_mlp(mean)
+        return vector
 
     def prefix_tokens(self, vectors: Tensor, features: Tensor, modality: Tensor) -> Tensor:
         """vectors[B,T,E], features[B,T,F], modality int64 [B,T] -> decoder inputs [B,P,D]."""
@@ -177,13 +178,14 @@ class Anchor(nn.Module):
         return tuple(state)
 
     def suffix_tokens(self, ids: Tensor, context: Tensor, prompt: Tensor) -> Tensor:
-        """ids int64 [B,Q,L], context[B,Q,C], prompt[R,D] -> decoder inputs [B,Q,L,D]."""
+        """Decoder inputs [B,Q,L,D] of ids int64 [B,Q,L], context[B,Q,C], prompt[R,D]."""
         first = self.special.first_prompt
         words = self.token_in(self.tokens(ids.clamp(max=first - 1)))  # [B,Q,L,D]
         soft = prompt[(ids - first).clamp(min=0)]  # [B,Q,L,D]
         x = torch.where((ids >= first).unsqueeze(-1), soft, words)
         anchor = (ids == self.special.user_emb).unsqueeze(-1).to(x.dtype)  # [B,Q,L,1]
-        return x + anchor * self.context_in(context).unsqueeze(2)
+        told: Tensor = anchor * self.context_in(context).unsqueeze(2)
+        return x + told
 
     def suffix_hidden(
         self, x: Tensor, keep: Tensor, plen: Tensor, state: Sequence[Tensor]

@@ -130,9 +130,18 @@ def batch_loss(model: Anchor, batch: Batch, write: int) -> Tensor:
 
 
 def answer_loss(model: Anchor, batch: Batch, state: Sequence[Tensor], write: int) -> Tensor:
-    """Next-token loss of the answers of the first `write` questions.
+    """Next-token loss of the answers of the first `write` questions."""
+    hidden, tokens = answer_hidden(model, batch, state, write)
+    return next_token(model.logits(hidden), tokens, model.special.pad)
 
-    The answer stands behind `<USER_EMB>`, which cannot see it: blocks are causal.
+
+def answer_hidden(
+    model: Anchor, batch: Batch, state: Sequence[Tensor], write: int
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [B,W,A,D] and the token that each has to predict [B,W,A].
+
+    The answer stands behind `<USER_EMB>`, which is the first row and cannot see it: blocks are
+    causal. Pairs without an answer have padding to predict, which counts for nothing.
     """
     pad, width = model.special.pad, batch.answers.shape[1]
     target = batch.target[:, :write]  # [B,W]
@@ -140,11 +149,10 @@ def answer_loss(model: Anchor, batch: Batch, state: Sequence[Tensor], write: int
     tokens = torch.where((target >= 0).unsqueeze(-1), tokens, pad)
     ids, qlen = batch.ids[:, :write], batch.qlen[:, :write]
     block = torch.cat((ids, torch.full_like(tokens, pad)), dim=-1)  # [B,W,L+A]
-    rows = qlen.unsqueeze(-1) - 1 + torch.arange(width)  # [B,W,A] <USER_EMB> and what follows
+    rows = qlen.unsqueeze(-1) - 1 + torch.arange(width)  # [B,W,A]
     block = block.scatter(2, rows + 1, tokens)
     x = model.suffix_tokens(block, batch.context[:, :write], torch.zeros(1, model.config.hidden))
-    hidden = model.suffix_hidden(x, rows, batch.plen[:, :write], state)  # [B,W,A,D]
-    return next_token(model.logits(hidden), tokens, pad)
+    return model.suffix_hidden(x, rows, batch.plen[:, :write], state), tokens
 
 
 def _state(model: Anchor, batch: Batch) -> tuple[Tensor, ...]:
@@ -180,7 +188,7 @@ def _fit(
         write = config.ntp_questions if step % config.ntp_every == 0 else 0
         loss = batch_loss(model, batch, write)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()

@@ -112,7 +112,7 @@ def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype
     """
     values = _column(response, feature)
     # FloatList is packed: its bytes end with the little-endian floats themselves.
-    kinds = {value.WhichOneof("val") for value in values} - {None, "float_list_val"}
+    kinds = {value.WhichOneof("val") for value in values} - {None, "null_val", "float_list_val"}
     if kinds:
         raise SpecError(f"field {feature!r} holds {sorted(kinds)}, expected vectors of float32")
     lists = [value.float_list_val for value in values]

@@ -40,6 +40,8 @@ def run_job(
     Raises:
         RunError and Beam's own errors: a worker failed. Finished shards are kept.
     """
+    for run in job.views:
+        sinks.clear_temporaries(run)
     tasks = read_tasks(job.sources)
     with beam.Pipeline(runner=runner, options=PipelineOptions.from_dictionary(options or {})) as p:
         tables = (

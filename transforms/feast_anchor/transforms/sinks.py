@@ -108,6 +108,13 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def clear_temporaries(run: ViewRun) -> None:
+    """Remove what a killed attempt of this run was amid writing. Call before any worker starts."""
+    for folder in (run.state_folder, part_path(run, 0).parent):
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
 def rows_table(
     run: ViewRun, columns: list[int], scored: list[UserVectors], created: int
 ) -> pa.Table:

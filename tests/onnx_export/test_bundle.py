@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from feast_anchor.onnx_export.bundle import Bundle, seal
+from feast_anchor.onnx_export.errors import BundleError
+from feast_anchor.onnx_export.manifest import read_manifest
+
+
+@pytest.fixture
+def folder(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return shutil.copytree(bundle_folder, tmp_path / "copy")
+
+
+def reseal(folder: Path) -> None:
+    """Make the manifest agree with the files again, as somebody with bad intent would."""
+    seal(folder, read_manifest(folder))
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    payload = json.loads(path.read_text())
+    path.write_text(json.dumps(payload | changes))
+
+
+def identity_graph(**node: Any) -> onnx.ModelProto:
+    """A graph that returns its input, by way of one node."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"], **node)],
+        "g",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+
+
+def external_tensor(location: str) -> onnx.TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def test_a_whole_bundle_opens(bundle_folder: Path) -> None:
+    """A bundle as exported is verified and shows its name and digest."""
+    bundle = Bundle.open(bundle_folder)
+    assert repr(bundle) == f"Bundle('tiny', digest={bundle.manifest.digest[:12]}…)"
+    assert Bundle.open(bundle_folder, expect_digest=bundle.manifest.digest) == bundle
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    """A path without a bundle says how to make one."""
+    with pytest.raises(BundleError, match="feast-anchor train"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["event.onnx", "suffix.onnx", "tokenizer.json"])
+def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
+    """A listed file that is not there is named."""
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"'{name}' is missing"):
+        Bundle.open(folder)
+
+
+def test_a_truncated_file_is_refused(folder: Path) -> None:
+    """A file that lost its last byte is named with both sizes."""
+    path = folder / "prefix.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="truncated or changed"):
+        Bundle.open(folder)
+
+
+def test_a_changed_byte_is_refused(folder: Path) -> None:
+    """One flipped bit in a weight is found by its SHA-256."""
+    path = folder / "prefix.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match="SHA-256 is not the manifest's"):
+        Bundle.open(folder)
+
+
+def test_another_digest_than_pinned_is_refused(bundle_folder: Path) -> None:
+    """A view that pinned another model does not read this one."""
+    with pytest.raises(BundleError, match="another model"):
+        Bundle.open(bundle_folder, expect_digest="0" * 64)
+
+
+def test_a_newer_format_is_refused(folder: Path) -> None:
+    """A bundle of a later version asks for an upgrade."""
+    edit_manifest(folder, format_version=2)
+    with pytest.raises(BundleError, match="upgrade feast-anchor"):
+        Bundle.open(folder)
+
+
+def test_an_edited_manifest_is_refused(folder: Path) -> None:
+    """A field that decides what vectors mean cannot be edited after export."""
+    edit_manifest(folder, max_query_tokens=99)
+    with pytest.raises(BundleError, match="changed after export"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"format": "other"}'])
+def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
+    """Broken JSON, another JSON value and another format are all bundle errors."""
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(BundleError):
+        Bundle.open(folder)
+
+
+def test_an_unknown_field_is_refused(folder: Path) -> None:
+    """A field this version does not know might matter, so it is not skipped."""
+    edit_manifest(folder, surprise=1)
+    with pytest.raises(BundleError, match="unknown fields"):
+        Bundle.open(folder)
+
+
+def test_a_listed_file_outside_the_folder_is_refused(folder: Path) -> None:
+    """A link that leads out of the folder is not followed."""
+    outside = folder.parent / "outside.json"
+    shutil.move(folder / "tokenizer.json", outside)
+    (folder / "tokenizer.json").symlink_to(outside)
+    with pytest.raises(BundleError, match="lies outside"):
+        Bundle.open(folder)
+
+
+def unknown_domain(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "evil.ops"
+
+
+def domain_in_opsets(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def domain_in_a_branch(model: onnx.ModelProto) -> None:
+    branch = identity_graph(domain="evil.ops").graph
+    node = helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    model.graph.node.append(node)
+
+
+def domain_in_a_function(model: onnx.ModelProto) -> None:
+    node = helper.make_node("Identity", ["a"], ["b"], domain="evil.ops")
+    opsets = [helper.make_opsetid("", 23)]
+    model.functions.append(helper.make_function("", "f", ["a"], ["b"], [node], opsets))
+
+
+@pytest.mark.parametrize(
+    "change", [unknown_domain, domain_in_opsets, domain_in_a_branch, domain_in_a_function]
+)
+def test_operators_of_other_domains_are_refused(
+    folder: Path, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    """Custom operators are found wherever a graph can hide them."""
+    model = identity_graph()
+    change(model)
+    (folder / "event.onnx").write_bytes(model.SerializeToString())
+    reseal(folder)
+    with pytest.raises(BundleError, match="uses operators of domain"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "a/../../secret.bin"])
+def test_external_data_outside_the_folder_is_refused(folder: Path, location: str) -> None:
+    """A tensor that would read another file of the machine is refused, sealed or not."""
+    model = identity_graph()
+    model.graph.initializer.append(external_tensor(location))
+    (folder / "event.onnx").write_bytes(model.SerializeToString())
+    reseal(folder)
+    with pytest.raises(BundleError, match="outside the bundle"):
+        Bundle.open(folder)
+
+
+def test_external_data_that_is_not_listed_is_refused(folder: Path) -> None:
+    """External data without a SHA-256 in the manifest could be anything."""
+    model = identity_graph()
+    constant = helper.make_node("Constant", [], ["k"], value=external_tensor("later.bin"))
+    model.graph.node.append(constant)
+    (folder / "event.onnx").write_bytes(model.SerializeToString())
+    reseal(folder)
+    with pytest.raises(BundleError, match="does not list"):
+        Bundle.open(folder)
+
+
+def test_external_data_that_is_listed_is_allowed(folder: Path) -> None:
+    """Large models keep their weights beside the graph, under a SHA-256 of their own."""
+    model = identity_graph()
+    model.graph.initializer.append(external_tensor("weights.bin"))
+    (folder / "event.onnx").write_bytes(model.SerializeToString())
+    (folder / "weights.bin").write_bytes(np.ones(1, np.float32).tobytes())
+    reseal(folder)
+    assert "weights.bin" in Bundle.open(folder).manifest.files
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xff\xff\xff", b"hello"])
+def test_a_file_that_is_no_graph_is_refused(folder: Path, content: bytes) -> None:
+    """Sealed rubbish under a graph's name is not handed to ONNX Runtime."""
+    (folder / "event.onnx").write_bytes(content)
+    reseal(folder)
+    with pytest.raises(BundleError, match="is not an ONNX file"):
+        Bundle.open(folder)
+
+
+def test_a_query_that_is_too_long_is_refused(bundle_folder: Path) -> None:
+    """A question is never cut: half of it would be another question."""
+    bundle = Bundle.open(bundle_folder)
+    with pytest.raises(BundleError, match="expected 1 to 32"):
+        bundle.query_ids("will " * 40)
+    with pytest.raises(BundleError, match="has 0 tokens"):
+        bundle.query_ids(" ")
+
+
+def test_no_query_is_the_general_embedding(bundle_folder: Path) -> None:
+    """None has no tokens, and a space of its own."""
+    bundle = Bundle.open(bundle_folder)
+    assert bundle.query_ids(None) == []
+    assert bundle.fingerprint(None) != bundle.fingerprint("will this customer have tea?")
+
+
+def test_an_unknown_prompt_is_refused(bundle_folder: Path) -> None:
+    """A prompt that the bundle does not have is named with those it has."""
+    with pytest.raises(BundleError, match="no prompt 'churn'"):
+        Bundle.open(bundle_folder).fingerprint("a question", prompt="churn")

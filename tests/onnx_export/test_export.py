@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.errors import BundleError
+from feast_anchor.onnx_export.export import (
+    BundleInfo,
+    check_parity,
+    export_bundle,
+    random_inputs,
+    state_tensors,
+)
+from feast_anchor.onnx_export.inputs import suffix_ids
+from feast_anchor.onnx_export.manifest import Manifest
+from feast_anchor.onnx_export.model import Anchor, ModelConfig
+from tiny import TINY_MODALITIES
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_folder: Path) -> Bundle:
+    """The tiny bundle, opened."""
+    return Bundle.open(bundle_folder)
+
+
+@pytest.fixture(scope="module")
+def run(bundle: Bundle) -> Any:
+    """Arrays of `random_inputs` -> vectors [B, Q, N], through both graphs."""
+    prefix, suffix = bundle.session("prefix"), bundle.session("suffix")
+
+    def call(arrays: Arrays) -> np.ndarray[Any, Any]:
+        state = prefix.run(None, {n: arrays[n] for n in ("vectors", "features", "modality")})
+        feed = {n: arrays[n] for n in ("ids", "qlen", "plen", "context", "prompt")}
+        feed |= dict(zip(bundle.manifest.state, state, strict=True))
+        vectors: np.ndarray[Any, Any] = suffix.run(None, feed)[0]
+        return vectors
+
+    return call
+
+
+def untrained(manifest: Manifest) -> Anchor:
+    dims = manifest.dims
+    config = ModelConfig(
+        text=dims.text,
+        hidden=dims.hidden,
+        layers=dims.layers,
+        heads=dims.heads,
+        kv_heads=dims.kv_heads,
+        ff=48,
+        head_hidden=32,
+        embedding=dims.embedding,
+    )
+    return Anchor(config, manifest.special_ids, len(manifest.modalities)).eval()
+
+
+def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
+    """Names of inputs and outputs are the ones that readers of a bundle rely on."""
+    names = {
+        graph: (
+            [value.name for value in bundle.session(graph).get_inputs()],
+            [value.name for value in bundle.session(graph).get_outputs()],
+        )
+        for graph in ("event", "prefix", "suffix")
+    }
+    state = ["k_0", "v_0", "k_1", "v_1"]
+    assert names["event"] == (["ids"], ["vector"])
+    assert names["prefix"] == (["vectors", "features", "modality"], state)
+    suffix = ["ids", "qlen", "plen", "context", "prompt", *state]
+    assert names["suffix"] == (suffix, ["embedding"])
+    assert bundle.manifest.state == state_tensors(2) == tuple(state)
+
+
+def test_graphs_run_on_single_items(bundle: Bundle, run: Any) -> None:
+    """One history with one event, one question of one token: no dimension was fixed."""
+    arrays = random_inputs(untrained(bundle.manifest), (1, 1, 1, 1), np.random.default_rng(0))
+    arrays["prompt"] = arrays["prompt"][:1]
+    vectors = run(arrays)
+    assert vectors.shape == (1, 1, bundle.manifest.dims.embedding)
+    assert np.linalg.norm(vectors) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_neighbours_and_padding_do_not_move_a_vector(bundle: Bundle, run: Any) -> None:
+    """A user alone and in a padded batch of users gets the same vector, to 1e-6."""
+    arrays = random_inputs(untrained(bundle.manifest), (5, 9, 4, 6), np.random.default_rng(4))
+    together = run(arrays)
+    for row in range(5):
+        real = int((arrays["modality"][row] >= 0).sum())
+        alone = {name: array[row : row + 1] for name, array in arrays.items()}
+        alone["prompt"] = arrays["prompt"]
+        for name in ("vectors", "features", "modality"):
+            alone[name] = alone[name][:, : max(1, real)]
+        np.testing.assert_allclose(run(alone)[0], together[row], atol=1e-6, rtol=0)
+
+
+def test_a_history_of_padding_only_is_finite(bundle: Bundle, run: Any) -> None:
+    """A batch slot without a user gives numbers, not NaN."""
+    arrays = random_inputs(untrained(bundle.manifest), (2, 3, 2, 4), np.random.default_rng(0))
+    arrays["modality"][:], arrays["vectors"][:], arrays["plen"][:] = -1, 0, 0
+    arrays["ids"][:], arrays["qlen"][:] = bundle.manifest.special_ids.pad, 0
+    assert np.isfinite(run(arrays)).all()
+
+
+def test_a_prompt_row_is_addressed_by_its_id(bundle: Bundle, run: Any) -> None:
+    """Ids from first_prompt on read the rows of the prompt input, and only those."""
+    arrays = random_inputs(untrained(bundle.manifest), (1, 3, 2, 1), np.random.default_rng(0))
+    ids, qlen = suffix_ids([[5], [5]], [range(0), range(1, 2)], bundle.manifest.special_ids)
+    arrays["ids"], arrays["qlen"], arrays["context"] = ids[None], qlen[None], arrays["context"] * 0
+    before = run(arrays)
+    arrays["prompt"][1] += 1
+    after = run(arrays)
+    np.testing.assert_array_equal(before[0, 0], after[0, 0])
+    assert np.abs(before[0, 1] - after[0, 1]).max() > 1e-4
+
+
+def test_graphs_of_another_model_fail_the_parity_check(bundle: Bundle) -> None:
+    """Graphs that do not compute what the model computes are refused with the difference."""
+    torch.manual_seed(0)
+    with pytest.raises(BundleError, match="differ from the model"):
+        check_parity(untrained(bundle.manifest), bundle)
+
+
+def test_a_failed_export_leaves_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the graphs cannot be written there is no half bundle and no temporary folder."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr("feast_anchor.onnx_export.export._write_graphs", fail)
+    info = BundleInfo("b", "customer_id", TINY_MODALITIES, 8, 8, {})
+    with pytest.raises(RuntimeError, match="disk full"):
+        export_bundle(untrained(bundle.manifest), bundle.tokenizer, info, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_files_is_not_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    """A mistyped path does not cost anybody their files."""
+    (tmp_path / "thesis.txt").write_text("do not lose me")
+    info = replace(BundleInfo("b", "customer_id", TINY_MODALITIES, 8, 8, {}), name="c")
+    with pytest.raises(BundleError, match="not empty and not a bundle"):
+        export_bundle(untrained(bundle.manifest), bundle.tokenizer, info, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
