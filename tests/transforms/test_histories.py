@@ -28,7 +28,6 @@ SPECS = (
     ModalitySpec(name="coupons", text="{shop}", max_events=2),
     ModalitySpec(name="profile", kind="table", text="{age}", max_events=1),
 )
-BUDGET = sum(spec.max_events for spec in SPECS)
 DAY = timedelta(days=1)
 MONDAY = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -171,7 +170,9 @@ def test_the_books_balance_and_each_entry_is_right(rows: list[Row], as_of: list[
 
 @settings(deadline=None, max_examples=100)
 @given(rows=SHARD, as_of=AS_OF, shuffle=st.randoms())
-def test_the_order_of_reading_changes_no_bit(rows: list[Row], as_of: list[int], shuffle: Any) -> None:
+def test_the_order_of_reading_changes_no_bit(
+    rows: list[Row], as_of: list[int], shuffle: Any
+) -> None:
     """Any order of the same rows gives the same histories."""
     first = build(rows, as_of)
     mixed = list(rows)
@@ -232,8 +233,8 @@ def test_ten_thousand_events_are_read_up_to_the_budget() -> None:
     rows = [event("ada", n, modality=n % 3, text=f"t{n % 7}") for n in range(10_000)]
     shard = build(rows, [9_000, 20_000])
     first, second = only(shard).cuts
-    assert first.positions.tolist() == [8992, 8993, 8995, 8996, 8998, 8999][-BUDGET:]
-    assert second.positions.tolist() == [9993, 9994, 9996, 9997, 9998, 9999][-BUDGET:]
+    assert first.positions.tolist() == [8991, 8994, 8995, 8997, 8998, 8999]
+    assert second.positions.tolist() == [9993, 9994, 9996, 9997, 9998, 9999]
     assert (shard.books.events_used, shard.books.events_over_budget) == (12, 9_988)
     assert shard.texts == ("t0", "t1", "t2", "t3", "t4", "t5", "t6")
 

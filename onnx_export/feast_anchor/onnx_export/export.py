@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,39 +48,16 @@ class BundleInfo:
     training: dict[str, Any]
 
 
-class _Event(nn.Module):
-    def __init__(self, model: Anchor) -> None:
+class _Entry(nn.Module):
+    """One of the model's entry points as a module of its own, which the exporter asks for."""
+
+    def __init__(self, model: Anchor, call: Callable[..., Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model = model  # its parameters become the graph's
+        self.call = call
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model.event(ids)
-
-
-class _Prefix(nn.Module):
-    def __init__(self, model: Anchor) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, vectors: Tensor, features: Tensor, modality: Tensor) -> tuple[Tensor, ...]:
-        return self.model.prefix(vectors, features, modality)
-
-
-class _Suffix(nn.Module):
-    def __init__(self, model: Anchor) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        ids: Tensor,
-        qlen: Tensor,
-        plen: Tensor,
-        context: Tensor,
-        prompt: Tensor,
-        *state: Tensor,
-    ) -> Tensor:
-        return self.model.suffix(ids, qlen, plen, context, prompt, state)
+    def forward(self, *args: Tensor) -> Any:
+        return self.call(*args)
 
 
 def export_bundle(
@@ -237,9 +214,16 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
         # contiguous: strides of a non-contiguous example would enter the graph as unknowns
         state = [x.contiguous() for x in model.prefix(*(t[name] for name in _PREFIX_INPUTS))]
     texts = torch.arange(14).reshape(2, 7) % model.special.pad
-    _write(_Event(model), (texts,), [_free(0, 1)], folder / "event.onnx", ["ids"], ["vector"])
     _write(
-        _Prefix(model),
+        _Entry(model, model.event),
+        (texts,),
+        [_free(0, 1)],
+        folder / "event.onnx",
+        ["ids"],
+        ["vector"],
+    )
+    _write(
+        _Entry(model, model.prefix),
         tuple(t[name] for name in _PREFIX_INPUTS),
         [_free(0, 1)] * 3,
         folder / "prefix.onnx",
@@ -247,16 +231,14 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
         state_names,
     )
     _write(
-        _Suffix(model),
+        _Entry(
+            model,
+            lambda ids, qlen, plen, context, prompt, *state: model.suffix(
+                ids, qlen, plen, context, prompt, state
+            ),
+        ),
         (*(t[name] for name in _SUFFIX_INPUTS), *state),
-        [
-            _free(0, 1, 2),
-            _free(0, 1),
-            _free(0, 1),
-            _free(0, 1),
-            _free(0),
-            (_free(0, 2),) * len(state),
-        ],
+        [_free(0, 1, 2), *[_free(0, 1)] * 3, _free(0), *[_free(0, 2)] * len(state)],
         folder / "suffix.onnx",
         (*_SUFFIX_INPUTS, *state_names),
         ["embedding"],
@@ -276,7 +258,7 @@ def _write(
             args,
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=tuple(dynamic),
+            dynamic_shapes=(tuple(dynamic),),  # one more: the arguments are one *args
             input_names=list(inputs),
             output_names=list(outputs),
             external_data=False,

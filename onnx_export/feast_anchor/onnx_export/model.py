@@ -316,7 +316,8 @@ def _cascade(
     far, near = weights.split((past[0].shape[2], key.shape[3]), dim=-1)
     out = (far.flatten(2, 4) @ past[1]).unflatten(2, shape)  # [B,K,Q,G,S,d]
     out = out + (near.flatten(3, 4) @ value).unflatten(3, shape[1:])
-    return out.transpose(1, 2)  # [B,Q,K,G,S,d]
+    attended: Tensor = out.transpose(1, 2)  # [B,Q,K,G,S,d]
+    return attended
 
 
 def _adapter(width: int, out: int) -> nn.Sequential:

@@ -11,6 +11,7 @@ must stay fast.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -153,6 +154,7 @@ class BeamComputeEngine(ComputeEngine):
 
     def _run(self, group: list[PlannedView]) -> BaseException | None:
         """Run one pass and record it; returns what made it fail, if anything."""
+        _quieten("apache_beam", "alembic")
         job = job_of(group, self.settings)
         try:
             with Catalog.open(self.settings.catalog_url(self.repo)) as catalog:
@@ -204,6 +206,14 @@ class BeamComputeEngine(ComputeEngine):
                     f"shards: {_cause(error)}. Finished shards are kept: run the same command to "
                     "resume"
                 ) from error
+
+
+def _quieten(*names: str) -> None:
+    """Feast's command line logs everything at INFO, which would bury the progress of a run."""
+    for name in names:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)
 
 
 def _prepare(run: ViewRun) -> None:

@@ -48,6 +48,7 @@ VIEW = "shopper_v1"
 CONTROL = "general"  # the scenario without a question
 MODALITIES = "events:MODALITIES"
 MARKER = ".feast-anchor-demo"  # only folders with this file are emptied
+LABEL = "_label"  # labels are named like the scenarios they test
 _CHECK_ROWS = 1_000
 
 
@@ -183,7 +184,9 @@ def _join(demo: Demo, store: FeatureStore) -> pd.DataFrame:
     """Join the labels, and 1,000 random instants of the window, and look for leakage in both."""
     labels = pd.read_parquet(table_path(demo.repo / "data", "labels"))
     features = [f"{VIEW}:{name}" for name in (*SCENARIO_LABELS, CONTROL, HISTORY_END)]
-    joined = store.get_historical_features(entity_df=labels, features=features).to_df()
+    keys = ["household_id", "event_timestamp"]
+    joined = store.get_historical_features(entity_df=labels[keys], features=features).to_df()
+    joined = joined.merge(labels.drop(columns="event_timestamp"), on=keys[0], suffixes=("", LABEL))
     rng = np.random.default_rng(0)
     seconds = rng.integers(0, int((CUT - START).total_seconds()), _CHECK_ROWS)
     random = pd.DataFrame(
@@ -226,7 +229,7 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     general = _matrix(joined[CONTROL])
     result = {}
     for name in SCENARIO_LABELS:
-        y = joined[name].to_numpy(dtype=bool)
+        y = joined[name + LABEL].to_numpy(dtype=bool)
         inputs = {
             "right_query": _matrix(joined[name]),
             "no_query": general,

@@ -1,0 +1,66 @@
+"""A bundle for declarations: everything `scenario_view` reads, and nothing that computes.
+
+Declaring a view opens the manifest, the tokenizer and the prompts alone, so the three graphs are
+placeholders here and making a bundle takes milliseconds. What runs uses `shop_bundle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from feast_anchor.onnx_export.bundle import seal
+from feast_anchor.onnx_export.manifest import (
+    GRAPHS,
+    PROMPTS_FILE,
+    TOKENIZER_FILE,
+    Dims,
+    Manifest,
+    SpecialIds,
+)
+from shop import SPECS
+
+PaperBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def paper_bundle(tmp_path: Path) -> PaperBundle:
+    """Makes a bundle that can be declared with and not run; takes fields of its manifest.
+
+    It reads queries of up to 12 words, makes vectors of 8 numbers and has one prompt, "tuned".
+    """
+
+    def make(name: str = "model", **fields: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for graph in GRAPHS:
+            (folder / f"{graph}.onnx").write_bytes(b"a declaration never opens a graph")
+        tokenizer = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(folder / TOKENIZER_FILE))
+        save_file({"tuned": np.ones((2, 4), dtype=np.float32)}, folder / PROMPTS_FILE)
+        seal(folder, Manifest.model_validate(MANIFEST | fields))
+        return folder
+
+    return make
+
+
+MANIFEST: dict[str, Any] = {
+    "name": "paper",
+    "entity": "shopper_id",
+    "modalities": SPECS,
+    "max_text_tokens": 8,
+    "max_query_tokens": 12,
+    "event_features": (),
+    "context_features": (),
+    "dims": Dims(text=4, hidden=4, layers=1, heads=1, kv_heads=1, head_dim=4, embedding=8),
+    "special_ids": SpecialIds(pad=1, user_emb=2, eos=3, first_prompt=4),
+    "opset": 23,
+    "state": ("k_0", "v_0"),
+}
