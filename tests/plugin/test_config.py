@@ -58,7 +58,9 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     assert all(f"{name}: " in str(caught.value) for name in ("shardz", "shards", "runner"))
 
 
-@pytest.mark.parametrize("url", ["", "anchor.db", "data/anchor.db", "postgresql://me:s3cret@h:x/db"])
+@pytest.mark.parametrize(
+    "url", ["", "anchor.db", "data/anchor.db", "postgresql://me:s3cret@h:x/db"]
+)
 def test_a_catalogue_that_is_no_url_is_refused(url: str) -> None:
     """The error shows a good one and never a password."""
     with pytest.raises(SpecError, match="catalog is not a SQLAlchemy URL; .*'sqlite:///data") as e:

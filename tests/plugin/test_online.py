@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,7 +81,8 @@ class Shop:
 
     def served(self, *users: Any, feature: str = "taste_v1:tea") -> list[list[float]]:
         """What rankers get for some users."""
-        return to_numpy(self.ask(*users, features=[feature]), feature).tolist()
+        rows: list[list[float]] = to_numpy(self.ask(*users, features=[feature]), feature).tolist()
+        return rows
 
 
 def vector(first: float) -> Floats:
@@ -122,12 +123,10 @@ def sqlite_shop(tmp_path: Path, paper_bundle: PaperBundle) -> Shop:
 
 
 @pytest.fixture
-def valkey_shop(
-    tmp_path: Path, paper_bundle: PaperBundle, valkey: ValkeyServer
-) -> Iterator[Shop]:
+def valkey_shop(tmp_path: Path, paper_bundle: PaperBundle, valkey: ValkeyServer) -> Shop:
     """A shop whose vectors are served from a real Valkey."""
     online_store = {"type": "redis", "connection_string": valkey.connection_string}
-    yield open_shop(tmp_path, paper_bundle(), online=online_store)
+    return open_shop(tmp_path, paper_bundle(), online=online_store)
 
 
 @pytest.fixture(
@@ -145,9 +144,7 @@ def shop(request: pytest.FixtureRequest) -> Shop:
 
 def test_floats_come_back_bit_for_bit(shop: Shop) -> None:
     """Negative zero, the smallest and the largest float32 and odd digits survive the store."""
-    numbers = np.array(
-        [-0.0, TINY, -TINY, 3.4028235e38, 1 / 3, -1e-8, 0.1, 1], dtype=np.float32
-    )
+    numbers = np.array([-0.0, TINY, -TINY, 3.4028235e38, 1 / 3, -1e-8, 0.1, 1], dtype=np.float32)
     assert shop.write({"ada": numbers, "bo": -numbers}) == 2
     found = to_numpy(shop.ask("bo", "ada"), "taste_v1:tea")
     assert found.tobytes() == (-numbers).tobytes() + numbers.tobytes()
@@ -203,13 +200,23 @@ def test_the_same_as_of_is_overwritten(shop: Shop) -> None:
     assert shop.served("ada")[0][0] == 2
 
 
-def test_an_as_of_between_two_seconds_is_compared_exactly(shop: Shop) -> None:
-    """`feast materialize-incremental` ends now: fractions of a second decide what is newer."""
+def test_an_as_of_between_two_seconds_can_be_written_again(shop: Shop) -> None:
+    """`feast materialize-incremental` ends now: a fraction of a second that a store cuts off
+    does not make the same as-of look older.
+    """
     half = MONDAY + timedelta(microseconds=500_000)
     shop.write({"ada": vector(1)}, half)
-    assert shop.write({"ada": vector(2)}, half - timedelta(microseconds=1)) == 0
-    assert shop.write({"ada": vector(3)}, half) == 1
-    assert shop.served("ada")[0][0] == 3
+    assert shop.write({"ada": vector(2)}, half) == 1
+    assert shop.write({"ada": vector(3)}, half - timedelta(seconds=1)) == 0
+    assert shop.served("ada")[0][0] == 2
+
+
+def test_redis_compares_as_of_times_to_the_microsecond(valkey_shop: Shop) -> None:
+    """One microsecond older is older (Feast's SQLite store keeps whole seconds)."""
+    half = MONDAY + timedelta(microseconds=500_000)
+    valkey_shop.write({"ada": vector(1)}, half)
+    assert valkey_shop.write({"ada": vector(2)}, half - timedelta(microseconds=1)) == 0
+    assert valkey_shop.served("ada")[0][0] == 1
 
 
 def test_each_user_of_a_batch_is_judged_alone(shop: Shop) -> None:
@@ -228,9 +235,7 @@ def test_a_newer_row_of_another_view_does_not_count(shop: Shop) -> None:
     assert shop.served("ada", feature="taste_v2:tea")[0][0] == 1
 
 
-def test_rows_beyond_one_batch_are_all_written(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_beyond_one_batch_are_all_written(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cutting the rows into batches loses none and mixes none."""
     monkeypatch.setattr(online, "_BATCH", 3)
     users = [f"u{n}" for n in range(10)]
@@ -289,7 +294,8 @@ def filled(sqlite_shop: Shop) -> Shop:
 def test_vectors_come_as_one_matrix_in_the_order_asked(filled: Shop) -> None:
     """float32 [entities, dim], own memory that a ranker may write to."""
     matrix = to_numpy(filled.ask("bo", "ada", "bo"), "taste_v1:tea")
-    assert (matrix.shape, matrix.dtype) == ((3, DIM), np.float32)
+    assert matrix.shape == (3, DIM)
+    assert matrix.dtype == np.float32
     assert matrix[:, 0].tolist() == [2, 1, 2]
     assert matrix.flags.writeable
     assert matrix.flags.c_contiguous

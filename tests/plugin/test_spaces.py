@@ -87,10 +87,12 @@ def test_the_same_spaces_are_accepted_again(tmp_path: Path) -> None:
 def test_other_spaces_are_refused_and_nothing_is_touched(
     tmp_path: Path, declared: dict[str, str], says: str
 ) -> None:
-    """A moved, added, removed or renamed field: the error names folder, fields and both ways out."""
+    """Moved, added, removed, renamed: the error names folder, fields and both ways out."""
     write_run(tmp_path, "1")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SpaceError, match="view 'taste_v1' would mix embedding spaces in ") as caught:
+    with pytest.raises(
+        SpaceError, match="view 'taste_v1' would mix embedding spaces in "
+    ) as caught:
         prepare_sink("taste_v1", tmp_path, schema(declared))
     message = str(caught.value)
     assert says in message

@@ -266,7 +266,9 @@ def test_a_name_that_cannot_be_a_column_is_refused(name: str) -> None:
 
 def test_two_scenarios_of_one_name_are_refused(tmp_path: Path, paper_bundle: PaperBundle) -> None:
     """Also when they ask the same."""
-    with pytest.raises(SpecError, match=r"two scenarios or key columns are named \['tea'\]; rename"):
+    with pytest.raises(
+        SpecError, match=r"two scenarios or key columns are named \['tea'\]; rename"
+    ):
         declare(tmp_path, paper_bundle(), scenarios=[TEA, GENERAL, TEA])
 
 
@@ -437,7 +439,9 @@ def test_a_sink_with_other_timestamp_columns_is_refused(
 ) -> None:
     """A FileSource that would read other columns than the engine writes."""
     sink = FileSource(path=str(tmp_path), timestamp_field="ts")
-    with pytest.raises(SpecError, match=r"are \('ts', ''\), expected \('event_timestamp', 'created"):
+    with pytest.raises(
+        SpecError, match=r"are \('ts', ''\), expected \('event_timestamp', 'created"
+    ):
         declare(tmp_path, paper_bundle(), sink=sink)
 
 

@@ -78,7 +78,7 @@ class Manifest(_Frozen):
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
     name: str
-    entity: str  # the join key the model was trained on; for people, not part of the digest
+    entity: str  # whose vectors these are; for people, not part of the digest
     modalities: tuple[ModalitySpec, ...]
     max_text_tokens: int
     max_query_tokens: int

@@ -112,9 +112,9 @@ def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype
     """
     values = _column(response, feature)
     # FloatList is packed: its bytes end with the little-endian floats themselves.
-    kinds = {value.WhichOneof("val") for value in values} - {None, "null_val", "float_list_val"}
-    if kinds:
-        raise SpecError(f"field {feature!r} holds {sorted(kinds)}, expected vectors of float32")
+    for kind in {value.WhichOneof("val") for value in values}:
+        if kind not in (None, "null_val", "float_list_val"):
+            raise SpecError(f"field {feature!r} holds {kind}, expected vectors of float32")
     lists = [value.float_list_val for value in values]
     rows = [
         np.frombuffer(packed.SerializeToString()[-4 * len(packed.val) :], dtype="<f4")
