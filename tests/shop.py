@@ -204,7 +204,7 @@ def shop_store(
 def offline_rows(repo: Path, view: str = "taste_v1") -> pd.DataFrame:
     """Every row of a view's sink, in a fixed order, without the time of computing."""
     parts = sorted((repo / "sinks" / view).glob("run-*/part-*.parquet"))
-    frame = pa.concat_tables([pq.read_table(part) for part in parts]).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables([pq.read_table(part) for part in parts]).to_pandas()
     frame = frame.drop(columns="created_timestamp")
     return frame.sort_values(["shopper_id", "event_timestamp"], ignore_index=True)
 

@@ -105,7 +105,10 @@ def context_features(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) ->
 
 
 def suffix_ids(
-    queries: Sequence[Sequence[int]], prompts: Sequence[range], special: SpecialIds
+    queries: Sequence[Sequence[int]],
+    prompts: Sequence[range],
+    special: SpecialIds,
+    width: int | None = None,
 ) -> tuple[Ints, Ints]:
     """The suffix of each scenario: query tokens, prompt tokens, `<USER_EMB>`, then padding.
 
@@ -113,6 +116,7 @@ def suffix_ids(
         queries: token ids of each query, [] for the general embedding.
         prompts: rows of the stacked prompt table that belong to each query, empty for none.
         special: the manifest's special ids.
+        width: L, at least the longest suffix; None for exactly that.
 
     Returns:
         ids int64 [Q, L] and the number of real tokens in each, int64 [Q].
@@ -122,7 +126,7 @@ def suffix_ids(
         for query, prompt in zip(queries, prompts, strict=True)
     ]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    ids = np.full((len(rows), int(lengths.max())), special.pad, dtype=np.int64)
+    ids = np.full((len(rows), width or int(lengths.max())), special.pad, dtype=np.int64)
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = row
     return ids, lengths

@@ -1,10 +1,13 @@
 """Score histories with a bundle: each prefix once, every scenario from it. No Beam, no Feast.
 
 The law of this module: a vector depends on the user's own events, the as-of time, the scenario
-and the bundle, and on nothing else. So nothing is padded to its neighbours: each run of the
-prefix and suffix graphs holds one user, and event texts are encoded at a fixed width in fixed
-batches. On CPU this is also the fastest way (padding costs more than batching wins); worker
-threads over single-threaded sessions fill the cores, because ONNX Runtime releases the GIL.
+and the bundle, and on nothing else, to the last bit. So nothing is padded to its neighbours: each
+run of the prefix and suffix graphs holds one user, a question's width is a function of its own
+length (sums over a row come out differently when the row gets longer, even if by zeros), and
+event texts are encoded at a fixed width in fixed batches.
+
+On CPU this is also the fastest way: padding costs more than batching wins. Worker threads over
+single-threaded sessions fill the cores, because ONNX Runtime releases the GIL.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from feast_anchor.onnx_export.inputs import (
     event_features,
     suffix_ids,
 )
+from feast_anchor.onnx_export.manifest import SpecialIds
 from feast_anchor.onnx_export.text import tokenize
 
 from .histories import Cut, History
 
 _TEXTS_PER_RUN = 64
+_WIDTH_STEP = 8  # a suffix is padded to a multiple of this
 _BLOCKS_PER_RUN = 64  # suffix blocks (as-of times x scenarios) in one run: bounds its memory
 
 
@@ -55,6 +60,15 @@ class UserVectors:
     vectors: Floats
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Questions whose suffixes are padded to the same width."""
+
+    columns: Ints  # their places among all questions
+    ids: Ints  # [questions, width]
+    lengths: Ints  # real tokens of each
+
+
 class Scorer:
     """The three graphs of one bundle, ready to answer a fixed list of questions."""
 
@@ -69,13 +83,10 @@ class Scorer:
         self._prefix = bundle.session("prefix")
         self._suffix = bundle.session("suffix")
         self._is_table = np.array([spec.kind == "table" for spec in manifest.modalities])
-        prompts, rows = _stack_prompts(bundle, questions)
-        self._prompts = prompts
-        self._ids, self._lengths = suffix_ids(
-            [bundle.query_ids(question.query) for question in questions],
-            rows,
-            manifest.special_ids,
-        )
+        self._prompts, rows = _stack_prompts(bundle, questions)
+        queries = [bundle.query_ids(question.query) for question in questions]
+        self._groups = _group_by_width(queries, rows, manifest.special_ids)
+        self._questions = len(questions)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Encode distinct event texts: float32 [len(texts), E]."""
@@ -126,21 +137,30 @@ class Scorer:
         feed = dict(zip(self.manifest.state, state, strict=True))
         contexts = [context_features(times, is_table, moment) for moment in cut.as_of]
         prefix_tokens = self.manifest.prefix_tokens + len(at)
-        per_run = max(1, _BLOCKS_PER_RUN // len(self._ids))
-        parts = [
-            self._ask(feed, contexts[start : start + per_run], prefix_tokens)
-            for start in range(0, len(contexts), per_run)
-        ]
-        return np.concatenate(parts)
+        dim = self.manifest.dims.embedding
+        out = np.empty((len(contexts), self._questions, dim), dtype=np.float32)
+        for group in self._groups:
+            per_run = max(1, _BLOCKS_PER_RUN // len(group.ids))
+            for start in range(0, len(contexts), per_run):
+                some = slice(start, start + per_run)
+                out[some, group.columns] = self._ask(feed, group, contexts[some], prefix_tokens)
+        return out
 
-    def _ask(self, state: dict[str, Any], contexts: Sequence[Floats], prefix_tokens: int) -> Floats:
-        moments, questions = len(contexts), len(self._ids)
+    def _ask(
+        self,
+        state: dict[str, Any],
+        group: _Group,
+        contexts: Sequence[Floats],
+        prefix_tokens: int,
+    ) -> Floats:
+        """Questions of one width at some as-of times: float32 [S, questions of the group, dim]."""
+        moments, questions = len(contexts), len(group.ids)
         blocks = moments * questions
         (embedding,) = self._suffix.run(
             ["embedding"],
             {
-                "ids": np.tile(self._ids, (moments, 1))[None],  # [1, S*Q, L]
-                "qlen": np.tile(self._lengths, moments)[None],  # [1, S*Q]
+                "ids": np.tile(group.ids, (moments, 1))[None],  # [1, S*Q, L]
+                "qlen": np.tile(group.lengths, moments)[None],  # [1, S*Q]
                 "plen": np.full((1, blocks), prefix_tokens, dtype=np.int64),
                 "context": np.repeat(np.stack(contexts), questions, axis=0)[None],  # [1, S*Q, C]
                 "prompt": self._prompts,
@@ -149,6 +169,21 @@ class Scorer:
         )
         vectors: Floats = embedding.reshape(moments, questions, -1)
         return vectors
+
+
+def _group_by_width(
+    queries: Sequence[Sequence[int]], prompts: Sequence[range], special: SpecialIds
+) -> list[_Group]:
+    lengths = [len(query) + len(prompt) + 1 for query, prompt in zip(queries, prompts, strict=True)]
+    widths = np.array([-(-length // _WIDTH_STEP) * _WIDTH_STEP for length in lengths])
+    groups = []
+    for width in np.unique(widths).tolist():
+        columns = [column for column, own in enumerate(widths) if own == width]
+        ids, real = suffix_ids(
+            [queries[c] for c in columns], [prompts[c] for c in columns], special, width
+        )
+        groups.append(_Group(np.array(columns, dtype=np.int64), ids, real))
+    return groups
 
 
 def _stack_prompts(bundle: Bundle, questions: Sequence[Question]) -> tuple[Floats, list[range]]:

@@ -1,0 +1,135 @@
+"""Vectors are the same bits in whatever company, whatever else is asked, on any threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.errors import BundleError
+from feast_anchor.transforms.events import ROW_SCHEMA
+from feast_anchor.transforms.histories import ShardHistories, build_histories
+from feast_anchor.transforms.scoring import Question, Scorer, UserVectors
+from shop import SPECS
+
+DAY = 86_400_000_000
+TEXTS = ("green tea in drinks", "soap in home", "bread in food", "age old")
+QUESTIONS = [
+    Question("Will this shopper buy tea next month?"),
+    Question("churn?"),
+    Question(None),
+    Question("Will this shopper buy green tea or oat milk or bread next month in food?"),
+    Question("Will this shopper stop?"),
+]
+
+EVENTS = st.lists(
+    st.tuples(
+        st.integers(0, 60 * DAY),  # time
+        st.integers(0, 3),  # text; the last is a profile's
+        st.floats(-100, 100, width=32),  # amount
+    ),
+    min_size=1,
+    max_size=40,
+)
+USERS = st.dictionaries(st.sampled_from("abcdef"), EVENTS, min_size=1, max_size=5)
+Users = dict[str, list[tuple[int, int, float]]]
+
+
+@pytest.fixture(scope="module")
+def bundle(shop_bundle: Path) -> Bundle:
+    """The shop's bundle, verified."""
+    return Bundle.open(shop_bundle)
+
+
+@pytest.fixture(scope="module")
+def scorer(bundle: Bundle) -> Scorer:
+    """A scorer of all questions on two threads."""
+    return Scorer(bundle, QUESTIONS, threads=2)
+
+
+def histories_of(users: Users, as_of: list[int]) -> ShardHistories:
+    """Histories of some users cut at each as-of."""
+    rows = [
+        {
+            "user": user,
+            "event_timestamp": time,
+            "modality": int(text == 3),
+            "text": TEXTS[text],
+            "amount": amount,
+        }
+        for user, events in users.items()
+        for time, text, amount in events
+    ]
+    return build_histories(pa.Table.from_pylist(rows, ROW_SCHEMA), as_of, SPECS)
+
+
+def score(scorer: Scorer, users: Users, as_of: list[int]) -> dict[str, UserVectors]:
+    """Vectors of every user that has any."""
+    shard = histories_of(users, as_of)
+    return {found.user: found for found in scorer.score(shard.histories, shard.texts)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(users=USERS)
+def test_company_changes_no_bit(scorer: Scorer, users: Users) -> None:
+    """A user scored alone gets the vectors that the same user gets among others."""
+    as_of = [20 * DAY, 61 * DAY]
+    together = score(scorer, users, as_of)
+    for user, events in users.items():
+        alone = score(scorer, {user: events}, as_of)
+        assert alone[user].vectors.tobytes() == together[user].vectors.tobytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(users=USERS, days=st.lists(st.integers(1, 70), min_size=1, max_size=6, unique=True))
+def test_other_as_of_times_change_no_bit(scorer: Scorer, users: Users, days: list[int]) -> None:
+    """The vector of one as-of is the same whether others are asked for with it or not."""
+    as_of = sorted(day * DAY for day in days)
+    many = score(scorer, users, as_of)
+    for moment in as_of:
+        for user, single in score(scorer, users, [moment]).items():
+            row = many[user].as_of.tolist().index(moment)
+            assert single.vectors[0].tobytes() == many[user].vectors[row].tobytes()
+            assert single.history_end[0] == many[user].history_end[row] < moment
+
+
+@settings(max_examples=25, deadline=None)
+@given(users=USERS)
+def test_other_scenarios_and_threads_change_no_bit(
+    bundle: Bundle, scorer: Scorer, users: Users
+) -> None:
+    """Asking one question alone on one thread gives the bits of asking all on two."""
+    together = score(scorer, users, [61 * DAY])
+    for column, question in enumerate(QUESTIONS):
+        single = Scorer(bundle, [question], threads=1)
+        for user, found in score(single, users, [61 * DAY]).items():
+            assert found.vectors[:, 0].tobytes() == together[user].vectors[:, column].tobytes()
+
+
+def test_vectors_have_unit_length_and_depend_on_question_and_history(scorer: Scorer) -> None:
+    """Each question and each history gives another vector, all of length one."""
+    found = score(scorer, {"a": [(0, 0, 1.0)], "b": [(0, 1, 9.0)]}, [DAY])
+    vectors = np.concatenate([found["a"].vectors[0], found["b"].vectors[0]])
+    assert vectors.shape == (10, 128)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    distance = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1) + np.eye(10)
+    assert distance.min() > 1e-3
+
+
+def test_many_snapshots_are_scored_in_bounded_pieces(scorer: Scorer) -> None:
+    """More as-of times than fit one run give one vector each, and each its own context."""
+    as_of = [day * DAY for day in range(1, 200)]
+    found = score(scorer, {"a": [(0, 0, 1.0)]}, as_of)["a"]
+    assert found.vectors.shape == (199, 5, 128)
+    assert len(np.unique(found.vectors[:, 0], axis=0)) == 199
+
+
+def test_a_query_that_is_too_long_is_refused(bundle: Bundle) -> None:
+    """A query over the bundle's limit raises instead of being cut to another question."""
+    with pytest.raises(BundleError, match="expected 1 to 24"):
+        Scorer(bundle, [Question("tea " * 100)])
