@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from .engine import BeamComputeEngine
-from .online import to_numpy
-from .views import Modality, Scenario, scenario_view
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine import BeamComputeEngine
+    from .online import to_numpy
+    from .views import Modality, Scenario, scenario_view
 
 __all__ = ["BeamComputeEngine", "Modality", "Scenario", "scenario_view", "to_numpy"]
+
+_HOMES = {
+    "BeamComputeEngine": "engine",
+    "Modality": "views",
+    "Scenario": "views",
+    "scenario_view": "views",
+    "to_numpy": "online",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: Feast takes seconds, `--help` should not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

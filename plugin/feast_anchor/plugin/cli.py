@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from feast_anchor.onnx_export.errors import AnchorError
@@ -112,22 +113,24 @@ def runs(
 ) -> None:
     """List the runs in the catalogue, newest first, with their counts and errors."""
     with _readable_errors():
-        table = Table("run", "view", "status", "attempt", "window", "users", "rows", "dead letters")
+        table = Table("run", "view", "until", "status", "try", "users", "rows", "dead", box=None)
+        table.columns[0].no_wrap = True
+        errors = []
         with _catalog(repo) as catalog:
             for run in catalog.runs(view=view):
                 table.add_row(
                     run.run_id,
                     run.view,
+                    f"{run.window_end:%Y-%m-%d}",
                     run.status,
                     str(run.attempt),
-                    f"{run.window_start:%Y-%m-%d} .. {run.window_end:%Y-%m-%d}",
                     f"{run.users_embedded:,}",
                     f"{run.rows_offline:,}",
                     f"{run.events_rejected + run.users_rejected:,}",
                 )
                 if run.error:
-                    table.add_row("", f"[red]{run.error[:200]}")
-        _console.print(table)
+                    errors.append(f"[red]{run.run_id}[/] {escape(run.error)}")
+        _console.print(table, *errors, sep="\n")
 
 
 @app.command("dead-letters")
@@ -161,7 +164,8 @@ def _readable_errors() -> Iterator[None]:
     try:
         yield
     except AnchorError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        text = f"[bold red]Error:[/] {escape(str(error))}"
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False)
         raise typer.Exit(1) from error
 
 

@@ -174,11 +174,6 @@ class BeamComputeEngine(ComputeEngine):
             shards = _finished_shards(planned, job)
             for shard in shards:
                 catalog.record_shard(planned.run.run_id, _shard_record(shard))
-            if failure is None and len(shards) != job.shards:
-                failure = RunError(
-                    f"run {planned.run.run_id} of {planned.run.view!r} ended with {len(shards)} of "
-                    f"{job.shards} shards done; run the same command to resume"
-                )
             if failure is not None:
                 catalog.fail_run(planned.run.run_id, failure)
                 continue

@@ -138,13 +138,15 @@ def build_histories(
     texts, text_of = np.unique(np.asarray(good.column("text"), dtype=object), return_inverse=True)
     histories: list[History] = []
     rejected = {user: NO_USABLE_EVENT for user in pc.unique(bad.column("user")).to_pylist() if user}
-    used = outside = 0
+    used = outside = over_budget = 0
     for history in _users(good, text_of.astype(np.int64), as_of, specs):
         rejected.pop(history.user, None)
-        outside += int((history.times >= as_of[-1]).sum())
+        late = int((history.times >= as_of[-1]).sum())
+        read = _count_read(history)
+        outside, used = outside + late, used + read
+        over_budget += len(history.times) - late - read
         if history.cuts:
             histories.append(history)
-            used += _count_read(history)
         else:
             rejected[history.user] = NO_EVENT_BEFORE_AS_OF
     books = Books(
@@ -152,7 +154,7 @@ def build_histories(
         events_used=used,
         events_rejected=bad.num_rows,
         events_outside=outside,
-        events_over_budget=good.num_rows - used - outside,
+        events_over_budget=over_budget,
         users_in=len({*pc.unique(rows.column("user")).to_pylist()} - {None, ""}),
         users_embedded=len(histories),
         users_rejected=len(rejected),

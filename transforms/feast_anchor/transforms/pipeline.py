@@ -38,6 +38,7 @@ def run_job(
     """Run a job to its end; on return every shard of every view has its manifest.
 
     Raises:
+        BooksError: the shards together did not see exactly the rows that the files hold.
         RunError and Beam's own errors: a worker failed. Finished shards are kept.
     """
     for run in job.views:
@@ -57,6 +58,25 @@ def run_job(
             | beam.Flatten()
             | beam.GroupByKey()
             | "ScoreShard" >> beam.ParDo(ScoreShard(job, online)).with_output_types(int)
+        )
+    for run in job.views:
+        _check_books(run, job.shards, sum(task.rows for task in tasks))
+
+
+def _check_books(run: ViewRun, shards: int, rows: int) -> None:
+    """Every row of the files came by in exactly one shard: some runners lose data silently."""
+    done = [sinks.finished(run, shard) for shard in range(shards)]
+    missing = [shard for shard, manifest in enumerate(done) if manifest is None]
+    if missing:
+        raise BooksError(
+            f"run {run.run_id} of {run.view!r} ended without shards {missing} of {shards}: the "
+            "runner dropped them; use FnApiRunner"
+        )
+    seen = sum(manifest.events_in for manifest in done if manifest is not None)
+    if seen != rows:
+        raise BooksError(
+            f"run {run.run_id} of {run.view!r} read {rows} rows but its shards saw {seen}; the "
+            "files changed while it ran, or the runner lost data. Run it again"
         )
 
 
