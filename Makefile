@@ -22,7 +22,7 @@ help:
 	@echo 'Start here:'
 	@echo '  make demo              the whole path on made-up shoppers: train, export, apply,'
 	@echo '                         materialize, read; the result goes to build/demo'
-	@echo '  make demo DATA=DIR     the same on your own Parquet files (docs say which columns)'
+	@echo '  make demo DATA=DIR     the same on the raw Complete Journey Parquet files'
 	@echo '  make data [DATA=DIR]   only prepare the event tables of feature_repo/'
 	@echo
 	@echo 'Work on it:'

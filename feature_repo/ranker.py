@@ -2,9 +2,9 @@
 
     python ranker.py
 
-It uses Feast, NumPy and scikit-learn alone. Training joins labels with the features as they were
-at each label's time; scoring looks up the same feature service online. The vector of the scenario
-`coupon_redeemer` is one more group of columns beside the ranking features.
+It uses Feast, NumPy, pandas and scikit-learn alone. Training joins labels with the features as
+they were at each label's time; scoring looks up the same feature service online. The vector of the
+scenario `coupon_redeemer` is one more group of columns beside the ranking features.
 """
 
 from pathlib import Path
@@ -47,7 +47,8 @@ def rank(store: FeatureStore, model: Pipeline, households: list[str]) -> pd.Data
 
 def _matrix(features: pd.DataFrame) -> np.ndarray:
     """Ranking features and the scenario vector side by side, [households, 5 + dim]."""
-    ranking = features[RANKING].fillna(0.0).to_numpy(dtype=np.float64)
+    never = {"days_since_purchase": 365.0}  # no purchase yet is long ago, not just now
+    ranking = features[RANKING].fillna(never).fillna(0.0).to_numpy(dtype=np.float64)
     vectors = np.stack(features[SCENARIO].to_numpy())
     return np.hstack([np.log1p(np.maximum(ranking, 0.0)), vectors])
 

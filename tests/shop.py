@@ -7,7 +7,7 @@ model is, and exporting one takes seconds where training takes minutes.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -100,6 +100,13 @@ def write_tables(folder: Path, tables: Tables) -> None:
 
 def write_bundle(folder: Path, seed: int = 0, embedding: int = 128) -> Path:
     """Export a bundle with random weights that reads `SPECS`."""
+    return export_random(folder, SPECS, "shopper", seed, embedding)
+
+
+def export_random(
+    folder: Path, specs: Sequence[ModalitySpec], entity: str, seed: int = 0, embedding: int = 128
+) -> Path:
+    """Export a bundle with random weights for some modalities."""
     import torch
 
     from feast_anchor.onnx_export.batches import special_ids, train_tokenizer
@@ -110,8 +117,9 @@ def write_bundle(folder: Path, seed: int = 0, embedding: int = 128) -> Path:
     tokenizer = train_tokenizer([*words, *QUERIES.values()] * 4, 400)
     torch.manual_seed(seed)
     config = ModelConfig(text=16, hidden=32, ff=48, embedding=embedding)
-    model = Anchor(config, special_ids(tokenizer), len(SPECS))
-    export_bundle(model, tokenizer, BundleInfo("shop", "shopper", SPECS, 12, 24, {}), folder)
+    model = Anchor(config, special_ids(tokenizer), len(specs))
+    info = BundleInfo("random", entity, tuple(specs), 12, 48, {})
+    export_bundle(model, tokenizer, info, folder)
     return folder
 
 
@@ -149,7 +157,11 @@ def modalities(folder: Path) -> list[Modality]:
 
 
 def shop_view(
-    repo: Path, bundle: Path, name: str = "taste_v1", queries: Mapping[str, str] = QUERIES
+    repo: Path,
+    bundle: Path,
+    name: str = "taste_v1",
+    queries: Mapping[str, str] = QUERIES,
+    sink: Path | FileSource | None = None,
 ) -> FeatureView:
     """A scenario view over the shop's tables."""
     return scenario_view(
@@ -158,7 +170,7 @@ def shop_view(
         events=modalities(repo / "tables"),
         scenarios=[Scenario(key, query) for key, query in queries.items()],
         bundle=bundle,
-        sink=repo / "sinks" / name,
+        sink=sink or repo / "sinks" / name,
         ttl=timedelta(days=30),
         snapshots="7d",
     )

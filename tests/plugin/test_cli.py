@@ -69,6 +69,9 @@ def test_runs_and_dead_letters_read_the_catalogue(tmp_path: Path, shop_bundle: P
     assert found
     letters = CliRunner().invoke(app, ["dead-letters", found[0], "--repo", str(tmp_path)], env=WIDE)
     assert letters.exit_code == 0
+    unknown = CliRunner().invoke(app, ["dead-letters", "nope", "--repo", str(tmp_path)], env=WIDE)
+    assert unknown.exit_code == 1
+    assert "0 runs begin with 'nope'" in unknown.stderr
 
 
 def test_the_shipped_repo_asks_what_the_labels_answer(

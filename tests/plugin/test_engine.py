@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore, FeatureView, Field, FileSource
 from feast.types import Float64, String
+from safetensors.numpy import save_file
 
+from feast_anchor.onnx_export.bundle import seal
 from feast_anchor.onnx_export.errors import (
     AnchorError,
     BundleError,
@@ -23,11 +27,13 @@ from feast_anchor.onnx_export.errors import (
     SpaceError,
     SpecError,
 )
-from feast_anchor.plugin import to_numpy
+from feast_anchor.onnx_export.manifest import PROMPTS_FILE, read_manifest
+from feast_anchor.plugin import Scenario, scenario_view, to_numpy
 from feast_anchor.plugin.catalog import Catalog
-from feast_anchor.plugin.spec import SPACE_TAG
+from feast_anchor.plugin.spec import SPACE_TAG, TAG
 from feast_anchor.transforms import pipeline
 from feast_anchor.transforms.scoring import Scorer
+from feast_anchor.transforms.shards import partition
 from services.valkey import ValkeyServer
 from shop import (
     END,
@@ -36,6 +42,7 @@ from shop import (
     config,
     entity,
     make_tables,
+    modalities,
     offline_rows,
     online_rows,
     orders,
@@ -109,7 +116,7 @@ def test_every_row_carries_its_three_times(tmp_path: Path, shop_bundle: Path) ->
 
 
 def test_events_at_or_after_the_as_of_change_no_vector(tmp_path: Path, shop_bundle: Path) -> None:
-    """Replacing every event from an instant on leaves all rows before it the same, bit for bit."""
+    """Replacing or removing every event from an instant on changes no row before it by a bit."""
     cut = datetime(2024, 2, 5, tzinfo=START.tzinfo)  # a Monday: a snapshot falls on it
     tables = make_tables()
     before = pc.less(tables["orders"]["event_timestamp"], pa.scalar(cut, pa.timestamp("us", "UTC")))
@@ -120,9 +127,11 @@ def test_events_at_or_after_the_as_of_change_no_vector(tmp_path: Path, shop_bund
             for n, user in enumerate(USERS)
         ]
     )  # fmt: skip
-    other = {**tables, "orders": pa.concat_tables([tables["orders"].filter(before), changed])}
+    kept = tables["orders"].filter(before)
+    replaced = {**tables, "orders": pa.concat_tables([kept, changed])}
+    removed = {**tables, "orders": kept}
     rows = []
-    for name, data in (("a", tables), ("b", other)):
+    for name, data in (("a", tables), ("b", replaced), ("c", removed)):
         repo = tmp_path / name
         repo.mkdir()
         with shop_store(repo, shop_bundle, data) as store:
@@ -130,9 +139,10 @@ def test_events_at_or_after_the_as_of_change_no_vector(tmp_path: Path, shop_bund
         found = offline_rows(repo)
         rows.append(found[found["event_timestamp"] <= cut].reset_index(drop=True))
     assert len(rows[0]) > 50
-    for name in QUERIES:
-        assert vectors_of(rows[0], name).tobytes() == vectors_of(rows[1], name).tobytes()
-    assert rows[0].drop(columns=[*QUERIES]).equals(rows[1].drop(columns=[*QUERIES]))
+    for other in rows[1:]:
+        for name in QUERIES:
+            assert vectors_of(rows[0], name).tobytes() == vectors_of(other, name).tobytes()
+        assert rows[0].drop(columns=[*QUERIES]).equals(other.drop(columns=[*QUERIES]))
     late = offline_rows(tmp_path / "a")["history_end"].max()
     assert late > cut  # the events that were replaced do matter to later rows
 
@@ -378,9 +388,9 @@ def test_a_table_that_is_not_as_declared_fails_the_job_before_any_work(
     assert not (tmp_path / "anchor.db").exists()
 
 
-def test_a_replaced_bundle_is_refused(tmp_path: Path) -> None:
+def test_a_replaced_bundle_is_refused(tmp_path: Path, shop_bundle: Path) -> None:
     """Another model under the same path fails the job instead of mixing embedding spaces."""
-    bundle = write_bundle(tmp_path / "model")
+    bundle = shutil.copytree(shop_bundle, tmp_path / "model")
     with shop_store(tmp_path, bundle) as store:
         materialize(store)
         rows = offline_rows(tmp_path)
@@ -392,18 +402,18 @@ def test_a_replaced_bundle_is_refused(tmp_path: Path) -> None:
             store.apply([shop_view(tmp_path, bundle)])
 
 
-def test_a_bundle_of_another_dimension_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_of_another_dimension_is_refused(tmp_path: Path, shop_bundle: Path) -> None:
     """A view declared for 128 numbers does not run with a bundle that makes 64."""
-    bundle = write_bundle(tmp_path / "model")
+    bundle = shutil.copytree(shop_bundle, tmp_path / "model")
     with shop_store(tmp_path, bundle) as store:
         write_bundle(tmp_path / "model", embedding=64)
         with pytest.raises(BundleError, match="declares vectors of 128 numbers.* makes 64"):
             materialize(store)
 
 
-def test_a_tampered_bundle_is_refused(tmp_path: Path) -> None:
+def test_a_tampered_bundle_is_refused(tmp_path: Path, shop_bundle: Path) -> None:
     """One changed byte in a graph fails the job with the file's name."""
-    bundle = write_bundle(tmp_path / "model")
+    bundle = shutil.copytree(shop_bundle, tmp_path / "model")
     with shop_store(tmp_path, bundle) as store:
         graph = bundle / "suffix.onnx"
         data = bytearray(graph.read_bytes())
@@ -449,3 +459,99 @@ def test_vectors_reach_a_real_redis_compatible_store(
         materialize(store)
         assert online_rows(store, USERS) == served
     assert len(served) == 20
+
+
+def test_a_runner_that_loses_rows_is_found_out(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the shards see fewer rows than the files hold, the job fails and the watermark stays."""
+
+    def lossy(table: pa.Table, shards: int) -> Iterator[tuple[int, pa.Table]]:
+        yield from partition(table.slice(1), shards)
+
+    monkeypatch.setattr(pipeline, "partition", lossy)
+    with shop_store(tmp_path, shop_bundle) as store:
+        with pytest.raises(RunError, match=r"read \d+ rows but its shards saw \d+"):
+            materialize(store)
+        assert interval_ends(store) == []
+
+
+def test_a_view_with_a_new_sink_is_computed_into_it(tmp_path: Path, shop_bundle: Path) -> None:
+    """Finished shards count only where their rows are: another sink gets all of them."""
+    with shop_store(tmp_path, shop_bundle) as store:
+        materialize(store)
+        rows = offline_rows(tmp_path)
+        other = FileSource(
+            path=str(tmp_path / "sinks" / "elsewhere"),
+            timestamp_field="event_timestamp",
+            created_timestamp_column="created_timestamp",
+        )
+        store.apply([shop_view(tmp_path, shop_bundle, sink=other)])
+        materialize(store)
+    assert offline_rows(tmp_path, "elsewhere").equals(rows)
+
+
+def test_a_changed_question_needs_a_new_view_name(tmp_path: Path, shop_bundle: Path) -> None:
+    """Even with a new sink, a field that stood for another question is refused: online rows of
+    the old question are still served under its name.
+    """
+    with shop_store(tmp_path, shop_bundle) as store:
+        materialize(store)
+        served = online_rows(store, USERS)
+        asked = {"tea": "Will this shopper buy bread?"}
+        store.apply([shop_view(tmp_path, shop_bundle, queries=asked, sink=tmp_path / "new")])
+        with pytest.raises(SpaceError, match=r"field 'tea': vectors of another embedding space"):
+            materialize(store, START, START + timedelta(days=14))
+        assert online_rows(store, USERS) == served
+
+
+def test_a_retuned_prompt_is_refused(tmp_path: Path, shop_bundle: Path) -> None:
+    """A soft prompt that changed after the view was declared is another space."""
+    bundle = shutil.copytree(shop_bundle, tmp_path / "model")
+    retune(bundle, 0.1)
+
+    def prompted(repo: Path, folder: Path) -> list[FeatureView]:
+        scenario = Scenario("tea", QUERIES["tea"], prompt="tuned")
+        return [
+            scenario_view(
+                name="taste_v1",
+                entity=entity(),
+                events=modalities(repo / "tables"),
+                scenarios=[scenario],
+                bundle=folder,
+                sink=repo / "sinks" / "taste_v1",
+            )
+        ]
+
+    with shop_store(tmp_path, bundle, views=prompted) as store:
+        materialize(store)
+        retune(bundle, 0.2)
+        with pytest.raises(SpaceError, match="now puts it in another embedding space"):
+            materialize(store)
+
+
+def test_one_views_trouble_does_not_take_the_others_with_it(
+    tmp_path: Path, shop_bundle: Path
+) -> None:
+    """A view whose events are gone fails alone; the other view of the same call is computed."""
+
+    def two(repo: Path, bundle: Path) -> list[FeatureView]:
+        return [shop_view(repo, bundle), shop_view(repo, bundle, "other_v1")]
+
+    with shop_store(tmp_path, shop_bundle, views=two) as store:
+        broken = store.get_feature_view("other_v1")
+        broken.tags[TAG] = broken.tags[TAG].replace('"view":"orders"', '"view":"gone"')
+        store.registry.apply_feature_view(broken, "shop")
+        with pytest.raises(Exception, match="gone"):
+            materialize(store)
+        assert interval_ends(store) == [END]
+        assert interval_ends(store, "other_v1") == []
+        assert len(online_rows(store, USERS)) == 20
+
+
+def retune(bundle: Path, value: float) -> None:
+    """Give a bundle a soft prompt of two rows and seal it again."""
+    manifest = read_manifest(bundle)
+    prompt = np.full((2, manifest.dims.hidden), value, dtype=np.float32)
+    save_file({"tuned": prompt}, bundle / PROMPTS_FILE)
+    seal(bundle, manifest)

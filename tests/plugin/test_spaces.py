@@ -78,7 +78,6 @@ def test_the_same_spaces_are_accepted_again(tmp_path: Path) -> None:
     [
         ({"tea": "a2", "churn": "b2"}, "another model or question ['tea']"),
         ({"tea": "b2", "churn": "a1"}, "another model or question ['churn', 'tea']"),
-        ({**SPACES, "bread": "c3"}, "new fields ['bread']"),
         ({"tea": "a1"}, "fields no longer declared ['churn']"),
         ({"tea": "a1", "leave": "b2"}, "new fields ['leave'], fields no longer declared ['churn']"),
         ({"bread": "c3"}, "fields no longer declared ['churn', 'tea']"),
@@ -97,8 +96,15 @@ def test_other_spaces_are_refused_and_nothing_is_touched(
     message = str(caught.value)
     assert says in message
     assert str(tmp_path) in message
-    assert "a new view name (such as taste_v1_v2) and sink, or move the folder away" in message
+    assert "a new view name, such as taste_v1_v2, and a sink of its own" in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_new_scenario_is_sent_to_a_view_of_its_own(tmp_path: Path) -> None:
+    """Adding a scenario mixes nothing, but old rows lack it: the error says how to add it."""
+    write_run(tmp_path, "1")
+    with pytest.raises(SpaceError, match=r"scenarios \['bread'\] are new.*second scenario_view"):
+        prepare_sink("taste_v1", tmp_path, schema({**SPACES, "bread": "c3"}))
 
 
 def test_every_run_in_the_folder_counts(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def expected_reason(row: dict[str, Any]) -> str | None:
         return "null_timestamp"
     if not np.isfinite(float32(row["spend"])):
         return "amount_not_finite"
-    if row["item"] is None and row["shop"] is None:
+    if not (row["item"] or "").strip() and not (row["shop"] or "").strip():
         return "no_text"
     return None
 
@@ -125,8 +125,8 @@ def test_every_row_becomes_one_row_with_an_event_or_a_reason(
         np.array([float32(row["spend"]) for row in rows], dtype=np.float32),
     )
     for text, row in zip(out["text"].to_pylist(), rows, strict=True):
-        words = ["unknown" if row[name] is None else row[name] for name in ("item", "shop")]
-        both = row["item"] is None and row["shop"] is None
+        words = [row[name] if (row[name] or "").strip() else "unknown" for name in ("item", "shop")]
+        both = not any((row[name] or "").strip() for name in ("item", "shop"))
         assert text == (None if both else f"{words[0]} in {words[1]}")
 
 

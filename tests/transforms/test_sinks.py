@@ -259,7 +259,7 @@ def test_dead_letters_hold_each_event_and_user_with_the_reason(run: ViewRun) -> 
             {**whole, "user": "bo", "text": None, "rejected": "no_text"},
         ]
     )
-    path = sinks.write_dead_letters(run, 2, histories)
+    path = sinks.write_dead_letters(run, 2, histories, ["orders"])
     assert path == run.state_folder / "dead-00002.parquet"
     letters = pq.read_table(path)
     assert letters.schema == sinks.DEAD_SCHEMA
@@ -276,14 +276,14 @@ def test_dead_letters_hold_each_event_and_user_with_the_reason(run: ViewRun) -> 
 def test_without_rejects_there_is_no_dead_letter(run: ViewRun) -> None:
     """A clean shard writes no file."""
     good = {"user": "ada", "modality": 0, "event_timestamp": 5, "text": "tea", "amount": 0.0}
-    assert sinks.write_dead_letters(run, 0, histories_of([good])) is None
+    assert sinks.write_dead_letters(run, 0, histories_of([good]), ["orders"]) is None
     assert not run.state_folder.exists()
 
 
 def test_a_user_without_events_in_time_is_a_letter_too(run: ViewRun) -> None:
     """A shard whose only reject is a user has a file with that user."""
     late = {"user": "ada", "modality": 0, "event_timestamp": 100, "text": "tea", "amount": 0.0}
-    path = sinks.write_dead_letters(run, 0, histories_of([late]))
+    path = sinks.write_dead_letters(run, 0, histories_of([late]), ["orders"])
     assert path is not None
     (letter,) = pq.read_table(path).to_pylist()
     assert (letter["kind"], letter["user"]) == ("user", "ada")

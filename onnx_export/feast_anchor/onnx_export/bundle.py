@@ -46,7 +46,7 @@ REQUIRED_FILES = (*(f"{graph}.onnx" for graph in GRAPHS), TOKENIZER_FILE, PROMPT
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle folder. Make one with `Bundle.open`."""
+    """A verified bundle folder. Make one with `Bundle.open`, or `Bundle.declared` for its words."""
 
     folder: Path
     manifest: Manifest
@@ -76,6 +76,20 @@ class Bundle:
             _check_file(folder, name, record)
         for graph in GRAPHS:
             check_graph(folder / f"{graph}.onnx", frozenset(manifest.files))
+        return cls(folder, manifest)
+
+    @classmethod
+    def declared(cls, folder: str | Path) -> Bundle:
+        """A bundle for declaring views: manifest, tokenizer and prompts verified, graphs not.
+
+        Quick enough for `feast apply`; the graphs are verified by `open` before they are used.
+        Raises `BundleError` like `open`.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        _check_required(folder, manifest)
+        for name in (TOKENIZER_FILE, PROMPTS_FILE):
+            _check_file(folder, name, manifest.files[name])
         return cls(folder, manifest)
 
     def __repr__(self) -> str:

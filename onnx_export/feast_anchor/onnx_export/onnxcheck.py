@@ -32,6 +32,7 @@ _SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
         "node": (7, "Node", True),
         "opset_import": (9, "OpsetId", True),
         "domain": (10, "string", False),
+        "attribute_proto": (11, "Attribute", True),
     },
     "Graph": {
         "node": (1, "Node", True),
@@ -119,8 +120,9 @@ def _tensors(model: Any) -> Iterator[Any]:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-    for node in _nodes(model):
-        for attribute in node.attribute:
+    defaults = [attribute for function in model.functions for attribute in function.attribute_proto]
+    for attributes in (defaults, *(node.attribute for node in _nodes(model))):
+        for attribute in attributes:
             yield from (attribute.t, *attribute.tensors)
             for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
                 yield from (sparse.values, sparse.indices)

@@ -38,7 +38,9 @@ def template_columns(template: str) -> tuple[str, ...]:
 
 
 def render(template: str, table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
-    """Render one text per row; null columns read as "unknown", rows with only nulls are null.
+    """Render one text per row; a null or blank column reads as "unknown".
+
+    Rows with nothing but nulls and blanks are null.
 
     Args:
         template: the modality's template.
@@ -47,9 +49,7 @@ def render(template: str, table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray |
     Returns:
         Arrow strings, as many as the table has rows.
     """
-    columns = {
-        name: pc.cast(table.column(name), pa.string()) for name in template_columns(template)
-    }
+    columns = {name: _words(table.column(name)) for name in template_columns(template)}
     pieces: list[Any] = []
     for literal, name in _parts(template):
         if literal:
@@ -59,6 +59,13 @@ def render(template: str, table: pa.Table | pa.RecordBatch) -> pa.ChunkedArray |
     text = pc.binary_join_element_wise(*pieces, "")
     has_any = pc.is_valid(pc.coalesce(*columns.values()))
     return pc.if_else(has_any, text, pa.scalar(None, pa.string()))
+
+
+def _words(column: Any) -> Any:
+    """A column as strings, blanks as nulls."""
+    words = pc.cast(column, pa.string())
+    blank = pc.equal(pc.utf8_trim_whitespace(words), "")
+    return pc.if_else(pc.fill_null(blank, False), pa.scalar(None, pa.string()), words)
 
 
 def tokenize(

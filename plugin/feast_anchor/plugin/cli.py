@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from feast_anchor.onnx_export.errors import AnchorError
+from feast_anchor.onnx_export.errors import AnchorError, SpecError
+
+if TYPE_CHECKING:
+    from .catalog import Catalog
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,14 +71,18 @@ def train(
     repo: RepoOption = Path("."),
     held_out: Annotated[
         Path | None,
-        typer.Option(help="Text file of entity keys, one a line, that must not be trained on."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Text file of entity keys, one a line, that must not be trained on.",
+        ),
     ] = None,
 ) -> None:
     """Train a bundle on your own event tables (needs the `train` extra)."""
     with _readable_errors():
         from .train import train_bundle_from_repo
 
-        keys = held_out.read_text("utf-8").split() if held_out else []
+        keys = held_out.read_text("utf-8").splitlines() if held_out else []
         manifest = train_bundle_from_repo(
             repo.absolute(),
             modalities,
@@ -135,27 +143,51 @@ def runs(
 
 @app.command("dead-letters")
 def dead_letters(
-    run_id: Annotated[str, typer.Argument(help="A run id from `feast-anchor runs`.")],
+    run_id: Annotated[str, typer.Argument(help="A run id from `feast-anchor runs`, or its start.")],
     repo: RepoOption = Path("."),
 ) -> None:
     """Say which rows and users a run rejected, why, and in which Parquet files they are."""
     with _readable_errors():
-        table = Table("shard", "kind", "reason", "rows", "file")
+        totals: Counter[tuple[str, str]] = Counter()
+        folders: set[str] = set()
         with _catalog(repo) as catalog:
-            for row in catalog.dead_letters(run_id):
-                table.add_row(str(row.shard), row.kind, row.reason, f"{row.rows:,}", row.path or "")
-        _console.print(table)
+            run = _one_run(run_id, [run.run_id for run in catalog.runs()])
+            for row in catalog.dead_letters(run):
+                totals[row.kind, row.reason] += row.rows
+                if row.path:
+                    folders.add(str(Path(row.path).parent / "dead-*.parquet"))
+        table = Table("kind", "reason", "rows", box=None)
+        for (kind, reason), count in sorted(totals.items()):
+            table.add_row(kind, reason, f"{count:,}")
+        _console.print(table if totals else f"Run {run} rejected nothing.")
+        for folder in sorted(folders):
+            _console.print(f"Rows with their reasons: {folder}", highlight=False)
 
 
-def _catalog(repo: Path):  # type: ignore[no-untyped-def]  # Catalog is imported late: it is slow
+def _one_run(start: str, known: list[str]) -> str:
+    found = [run_id for run_id in known if run_id.startswith(start)]
+    if len(found) != 1:
+        raise SpecError(f"{len(found)} runs begin with {start!r}; `feast-anchor runs` lists them")
+    return found[0]
+
+
+def _catalog(repo: Path) -> Catalog:
     from feast.repo_config import load_repo_config
 
     from .catalog import Catalog
     from .config import parse_config
 
     repo = repo.absolute()
-    config = load_repo_config(repo, repo / "feature_store.yaml")
-    return Catalog.open(parse_config(config.batch_engine_config).catalog_url(repo))
+    settings = repo / "feature_store.yaml"
+    if not settings.is_file():
+        raise SpecError(f"no feature_store.yaml in {repo}; go to your feature repo or use --repo")
+    block = load_repo_config(repo, settings).batch_engine_config
+    if not isinstance(block, dict) or "feast_anchor" not in str(block.get("type")):
+        raise SpecError(
+            f"{settings}: batch_engine is {block!r}, expected a block with "
+            "type: feast_anchor.plugin.BeamComputeEngine"
+        )
+    return Catalog.open(parse_config(block).catalog_url(repo))
 
 
 @contextmanager

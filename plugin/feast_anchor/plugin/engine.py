@@ -5,8 +5,8 @@ that views over the same events share one pass, and run on Beam; all others go t
 local engine. Every failure comes back as a failed job with its cause, because only such a job
 makes Feast raise and leave the watermark where it was.
 
-Beam and ONNX Runtime are imported when a run starts: `feast apply` builds this engine too and
-must stay fast.
+Beam and ONNX Runtime are imported when a run starts: with most stores `feast apply` builds this
+engine too, and must stay fast.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import RepoConfig
 
-from feast_anchor.onnx_export.errors import AnchorError, RunError
+from feast_anchor.onnx_export.errors import BooksError, RunError
 from feast_anchor.transforms.job import Job, ViewRun
 from feast_anchor.transforms.sinks import ShardManifest
 
@@ -40,8 +40,10 @@ from .config import parse_config
 from .online import FeastOnlineWriterFactory
 from .planning import PlannedView, group_jobs, job_of, plan_view, view_run
 from .progress import shown
-from .spaces import prepare_sink
+from .spaces import check_catalogue, prepare_sink
 from .spec import is_ours
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class BeamComputeEngine(ComputeEngine):
     """Computes scenario views with Apache Beam and leaves every other view to Feast.
 
     Settings (`EngineConfig`) come from the `batch_engine` block; an unknown or wrong one raises
-    `SpecError` as soon as Feast builds the engine, that is at `feast apply`.
+    `SpecError` when Feast builds the engine: at the first materialize with the local provider and
+    SQLite, at `feast apply` with any other.
     """
 
     def __init__(
@@ -93,6 +96,11 @@ class BeamComputeEngine(ComputeEngine):
             repo_config=repo_config, offline_store=offline_store, online_store=online_store
         )
         self.settings = parse_config(settings)
+        if str(getattr(repo_config.offline_store, "type", "")) in ("file", "dask"):
+            log.warning(
+                "the offline store 'file' (dask) silently drops entity rows whose only vectors are "
+                "older than the ttl; prefer offline_store: {type: duckdb}"
+            )
         self.repo = Path(repo_config.repo_path or Path.cwd()).absolute()
 
     @property
@@ -142,15 +150,24 @@ class BeamComputeEngine(ComputeEngine):
         for task in ours:
             try:
                 planned.append(plan_view(task, registry, self.settings, self.repo))
-            except AnchorError as error:
+            except Exception as error:  # one view's trouble must not take the others with it
                 jobs[id(task)] = AnchorJob(task, f"{task.feature_view.name}-not-planned", error)
         for group in group_jobs(planned):
             failure = self._run(group)
             jobs.update({id(p.task): AnchorJob(p.task, p.run.run_id, failure) for p in group})
         for task in tasks:
             if id(task) not in jobs:
-                jobs[id(task)] = self._local.materialize(registry, task, **kwargs)[0]
+                jobs[id(task)] = self._delegate(registry, task, **kwargs)
         return [jobs[id(task)] for task in tasks]
+
+    def _delegate(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> MaterializationJob:
+        """Let Feast's local engine do a view that is not ours."""
+        try:
+            return self._local.materialize(registry, task, **kwargs)[0]
+        except Exception as error:  # as above
+            return AnchorJob(task, f"{task.feature_view.name}-local", error)
 
     def _run(self, group: list[PlannedView]) -> BaseException | None:
         """Run one pass and record it; returns what made it fail, if anything."""
@@ -167,6 +184,7 @@ class BeamComputeEngine(ComputeEngine):
     ) -> BaseException | None:
         for planned in group:
             _prepare(planned.run)
+            check_catalogue(catalog, planned.task.project, planned.run)
             catalog.record_spaces(_space_records(planned))
             catalog.begin_run(_run_record(planned, job))
         failure = _attempt(lambda: self._beam(group, job))
@@ -193,6 +211,8 @@ class BeamComputeEngine(ComputeEngine):
         with shown(job, names):
             try:
                 run_job(job, online, self.settings.runner, self.settings.options)
+            except BooksError:
+                raise
             except Exception as error:
                 runs = ", ".join(planned.run.run_id for planned in group)
                 done = sum(len(_finished_shards(planned, job)) for planned in group)

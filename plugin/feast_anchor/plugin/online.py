@@ -22,7 +22,7 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Value
 
-from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.onnx_export.errors import SpaceError, SpecError
 from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, HISTORY_END
 from feast_anchor.transforms.sinks import OnlineWriter
 
@@ -108,6 +108,7 @@ def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype
         feature: "view:field", as it was asked for.
 
     Raises:
+        SpaceError: the vectors are of different lengths.
         SpecError: the response holds no such field, or it is not a vector.
     """
     values = _column(response, feature)
@@ -122,7 +123,10 @@ def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype
         else np.empty(0, dtype="<f4")
         for packed in lists
     ]
-    dim = max((len(row) for row in rows), default=0)
+    sizes = {len(row) for row in rows if len(row)}
+    if len(sizes) > 1:
+        raise SpaceError(f"{feature!r} holds vectors of different lengths {sorted(sizes)}")
+    dim = max(sizes, default=0)
     matrix = np.full((len(rows), dim), np.nan, dtype=np.float32)
     for target, row in zip(matrix, rows, strict=True):
         if len(row):

@@ -16,7 +16,7 @@ from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_anchor.onnx_export.bundle import Bundle
-from feast_anchor.onnx_export.errors import BundleError, SourceError, SpecError
+from feast_anchor.onnx_export.errors import BundleError, SourceError, SpaceError, SpecError
 from feast_anchor.onnx_export.manifest import canonical_sha256
 from feast_anchor.transforms.events import EventSource, check_source, input_snapshot
 from feast_anchor.transforms.histories import as_of_times, micros
@@ -62,9 +62,11 @@ def plan_view(
     spec = spec_of(view)
     folder = repo / spec.bundle
     _check_bundle(view.name, spec, folder)
-    key, _ = join_key(view)
+    key, key_type = join_key(view)
     sources = tuple(
-        event_source(decl, registry.get_feature_view(decl.view, task.project), index, key, repo)
+        event_source(
+            decl, registry.get_feature_view(decl.view, task.project), index, key, key_type, repo
+        )
         for index, decl in enumerate(spec.events)
     )
     for source in sources:
@@ -130,7 +132,7 @@ def job_of(group: list[PlannedView], config: EngineConfig) -> Job:
 
 
 def event_source(
-    decl: ModalityDecl, view: FeatureView, index: int, key: str, repo: Path
+    decl: ModalityDecl, view: FeatureView, index: int, key: str, key_type: str, repo: Path
 ) -> EventSource:
     """How to read the event table behind a modality's feature view.
 
@@ -155,6 +157,7 @@ def event_source(
         index=index,
         path=str(repo / source.path.removeprefix("file://")),
         key=key,
+        key_type=key_type,
         timestamp=source.timestamp_field,
         text=decl.text,
         amount=decl.amount,
@@ -188,6 +191,13 @@ def _check_bundle(view: str, spec: ViewSpec, folder: Path) -> None:
             f"{manifest.digest[:12]}…, the view pins {spec.digest[:12]}…; put the old bundle "
             "back, or declare a new view name for the new model and run `feast apply`"
         )
+    for scenario in spec.scenarios:
+        if bundle.fingerprint(scenario.query, scenario.prompt) != scenario.space:
+            raise SpaceError(
+                f"view {view!r}, scenario {scenario.name!r}: the bundle at {folder} now puts it in "
+                "another embedding space than the view was declared with; declare a new view name "
+                "for it and run `feast apply`"
+            )
 
 
 def _utc(moment: datetime) -> datetime:

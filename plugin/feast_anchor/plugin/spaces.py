@@ -15,8 +15,10 @@ from feast import FileSource, RepoConfig
 from feast.data_format import ParquetFormat
 
 from feast_anchor.onnx_export.errors import SpaceError
-from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ViewRun
 from feast_anchor.transforms.sinks import replace_file
+
+from .catalog import Catalog
 
 EMPTY_RUN = "run-empty"
 
@@ -60,6 +62,24 @@ def prepare_sink(view: str, folder: Path, schema: pa.Schema) -> None:
     replace_file(empty, lambda path: pq.write_table(schema.empty_table(), path))
 
 
+def check_catalogue(catalog: Catalog, project: str, run: ViewRun) -> None:
+    """Refuse a field whose name already stood for another embedding space in this project.
+
+    The sink may be new, but online rows of the old space may still be served, and rows that were
+    joined before are in somebody's training set.
+    """
+    for known in catalog.spaces(view=run.view):
+        for scenario in run.scenarios:
+            mixed = (known.project, known.field) == (project, scenario.name)
+            if mixed and known.fingerprint != scenario.space:
+                raise SpaceError(
+                    f"view {run.view!r}, field {scenario.name!r}: vectors of another embedding "
+                    f"space were computed under this name before (query {known.query!r}, bundle "
+                    f"{known.bundle_digest[:12]}…). Give the new declaration a new view name, such "
+                    f"as {run.view}_v2"
+                )
+
+
 def first_parts(folder: Path) -> list[Path]:
     """One part of every run in a sink folder: all parts of a run have one schema."""
     found = [next(iter(sorted(run.glob("part-*.parquet"))), None) for run in folder.glob("run-*")]
@@ -74,11 +94,17 @@ def check_part(view: str, schema: pa.Schema, part: Path) -> None:
     both = stored.keys() & declared.keys()
     moved = sorted(name for name in both if stored[name] != declared[name])
     added, gone = sorted(declared.keys() - stored.keys()), sorted(stored.keys() - declared.keys())
+    if stored and not moved and not gone:
+        raise SpaceError(
+            f"view {view!r}: scenarios {added} are new, the rows in {part.parent.parent} do not "
+            "have them. Declare them in a second scenario_view with its own name and sink: on the "
+            "same events and bundle it shares the pass, so it costs only its questions"
+        )
     raise SpaceError(
         f"view {view!r} would mix embedding spaces in {part.parent.parent}: fields of "
         f"another model or question {moved}, new fields {added}, fields no longer declared "
-        f"{gone}. Give the new declaration a new view name (such as {view}_v2) and sink, or move "
-        "the folder away to compute everything again"
+        f"{gone}. Give the new declaration a new view name, such as {view}_v2, and a sink of its "
+        "own"
     )
 
 

@@ -101,10 +101,15 @@ def check_modalities(view: str, declared: tuple[ModalityDecl, ...], manifest: Ma
         return
     for given, expected in zip(specs, manifest.modalities, strict=False):
         if given != expected:
+            differs = {
+                name: (value, getattr(expected, name))
+                for name, value in given
+                if value != getattr(expected, name)
+            }
             raise SpecError(
-                f"view {view!r}: modality {given!r} differs from what bundle "
-                f"{manifest.name!r} was trained on: {expected!r}. Declare it the same, or train "
-                "a bundle for it"
+                f"view {view!r}: modality {given.name!r} differs from what bundle "
+                f"{manifest.name!r} was trained on; (given, expected) are {differs}. Declare it "
+                "the same, or train a bundle for it"
             )
     raise SpecError(
         f"view {view!r} declares modalities {[s.name for s in specs]}, bundle "

@@ -24,6 +24,7 @@ from feast_anchor.onnx_export.manifest import Manifest
 from feast_anchor.transforms.events import EventSource, check_source, read, read_tasks
 
 from .planning import event_source
+from .spec import ARROW_KEYS
 from .views import Modality
 
 MODEL_EXTRA = ("torch", "onnx", "onnxscript")
@@ -54,11 +55,7 @@ def train_bundle_from_repo(
         SourceError: an event table cannot be read as declared.
     """
     declared = load_modalities(repo, modalities)
-    key, entity = _entity(declared)
-    sources = tuple(
-        event_source(modality.declaration(), modality.view, index, key, repo)
-        for index, modality in enumerate(declared)
-    )
+    sources, entity = sources_of(declared, repo)
     for source in sources:
         check_source(source)
     try:
@@ -79,6 +76,16 @@ def train_bundle_from_repo(
         held_out=held_out,
         on_progress=on_progress,
     )
+
+
+def sources_of(modalities: Sequence[Modality], repo: Path) -> tuple[tuple[EventSource, ...], str]:
+    """How to read some modalities' tables, and the name of the entity they share."""
+    key, key_type, entity = _entity(modalities)
+    sources = tuple(
+        event_source(modality.declaration(), modality.view, index, key, key_type, repo)
+        for index, modality in enumerate(modalities)
+    )
+    return sources, entity
 
 
 def read_events(sources: tuple[EventSource, ...]) -> pa.Table:
@@ -121,16 +128,17 @@ def inside(repo: Path) -> Iterator[None]:
         sys.path.remove(str(repo.absolute()))
 
 
-def _entity(modalities: Sequence[Modality]) -> tuple[str, str]:
-    """Join key column and entity name that all modalities share."""
+def _entity(modalities: Sequence[Modality]) -> tuple[str, str, str]:
+    """Join key column, its Arrow type and the entity name that all modalities share."""
     found = {
-        (modality.view.entity_columns[0].name, modality.view.entities[0])
+        (column.name, ARROW_KEYS.get(column.dtype.to_value_type(), ""), modality.view.entities[0])
         for modality in modalities
-        if len(modality.view.entities) == 1 and modality.view.entity_columns
+        for column in modality.view.entity_columns
+        if len(modality.view.entities) == 1
     }
-    if len(found) != 1:
+    if len(found) != 1 or not next(iter(found))[1]:
         raise SpecError(
             f"modalities {[m.view.name for m in modalities]} must share one entity whose join "
-            f"key stands in each view's schema; found {sorted(found)}"
+            f"key stands in each view's schema as String or Int64; found {sorted(found)}"
         )
     return found.pop()

@@ -20,7 +20,7 @@ from feast.types import Array, Float32, PrimitiveFeastType, UnixTimestamp, from_
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError, SpecError
-from feast_anchor.onnx_export.manifest import Manifest, read_manifest
+from feast_anchor.onnx_export.manifest import Manifest
 from feast_anchor.onnx_export.text import template_columns
 from feast_anchor.transforms.job import (
     CREATED_TIMESTAMP,
@@ -134,7 +134,8 @@ def scenario_view(
         ttl: how long a vector may be joined after its as-of.
         snapshots: how far apart the as-of times of one window lie ("7d", "12h", a timedelta);
             None computes the window's end alone.
-        online: whether `feast materialize` also writes the online store.
+        online: whether vectors are served online. With False, Feast materializes the view only
+            when it is named: `feast materialize --views NAME`.
         description, owner, tags: as in any feature view.
 
     Raises:
@@ -142,8 +143,8 @@ def scenario_view(
         BundleError: no usable bundle, or a query longer than the bundle reads.
     """
     key = _join_key_field(entity)
-    _check_names(name, key.name, events, scenarios)
-    model = Bundle(Path(bundle), read_manifest(Path(bundle)))
+    _check_names(name, entity.name, key.name, events, scenarios)
+    model = Bundle.declared(bundle)
     declared = tuple(modality.declaration() for modality in events)
     check_modalities(name, declared, model.manifest)
     spec = ViewSpec(
@@ -195,10 +196,21 @@ def _fields(spec: ViewSpec, manifest: Manifest) -> list[Field]:
 
 
 def _check_names(
-    view: str, key: str, events: Sequence[Modality], scenarios: Sequence[Scenario]
+    view: str,
+    entity: str,
+    key: str,
+    events: Sequence[Modality],
+    scenarios: Sequence[Scenario],
 ) -> None:
     if not events or not scenarios:
         raise SpecError(f"view {view!r} needs at least one modality and one scenario")
+    for modality in events:
+        if modality.view.entities != [entity]:
+            raise SpecError(
+                f"view {view!r}: modality {modality.view.name!r} has entities "
+                f"{modality.view.entities}, expected {[entity]}: its events must be of the same "
+                "users"
+            )
     modality_names = [modality.declaration().name for modality in events]
     for what, names in (
         ("modalities", modality_names),

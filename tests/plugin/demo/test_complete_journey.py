@@ -84,9 +84,9 @@ def test_purchases_keep_their_instant_and_their_unknown_products(raw: Path, at: 
 
 
 def test_a_redemption_is_known_when_its_day_is_over(raw: Path, at: At) -> None:
-    """A date without a time of day becomes its last second, so no as-of reads it too early."""
+    """A date becomes the last second of its day on the shop's clock: never read too early."""
     times = {row["event_timestamp"] for row in converted(raw, "redemptions")}
-    assert times == {at("2017-05-03T23:59:59")}
+    assert times == {at("2017-05-04T03:59:59")}
 
 
 def test_a_coupon_stands_for_its_most_frequent_department(raw: Path) -> None:
@@ -98,9 +98,13 @@ def test_a_coupon_stands_for_its_most_frequent_department(raw: Path) -> None:
 
 
 def test_mailings_happen_when_the_campaign_starts(raw: Path, at: At) -> None:
-    """A mailing is dated 00:00 UTC of its campaign's first day."""
+    """A mailing is dated when its campaign's first day begins on the shop's clock."""
     assert converted(raw, "mailings") == [
-        {"household_id": "1", "event_timestamp": at("2017-05-03"), "campaign_type": "Type A"}
+        {
+            "household_id": "1",
+            "event_timestamp": at("2017-05-03T04:00:00"),
+            "campaign_type": "Type A",
+        }
     ]
 
 
@@ -149,7 +153,8 @@ def test_the_real_data_gives_the_known_counts(data_dir: Path, tmp_path: Path) ->
         assert pq.read_schema(table_path(tmp_path, name)).equals(schema)
     labels = pq.read_table(table_path(tmp_path, "labels"))
     share = {name: pc.mean(labels[name]).as_py() for name in labels.column_names[2:]}
-    assert share["coupon_redeemer"] == pytest.approx(0.151, abs=0.001)
+    # Published as .151 on the date of redemption; the day before the cut ends after it in UTC.
+    assert share["coupon_redeemer"] == pytest.approx(0.153, abs=0.001)
     # Published over all events after the cut; three households first buy in the hours after
     # the window's end, 2018-01-01 00:00 UTC.
     assert share["fresh_produce"] == pytest.approx(0.518, abs=0.002)

@@ -58,6 +58,7 @@ class EventSource:
     text: str
     amount: str | None = None
     timezone: str | None = None
+    key_type: str = "string"  # Arrow type of the entity's join key: "string" or "int64"
     field_mapping: tuple[tuple[str, str], ...] = ()  # (name in the files, name used here)
 
     @property
@@ -215,6 +216,11 @@ def _check_types(source: EventSource, path: Path, schema: pa.Schema) -> None:
         raise SourceError(
             f"{where} {key!r} is {schema.field(key).type}, expected a string or integer entity "
             "key (pandas turns integers with nulls into floats: write them as Int64 or strings)"
+        )
+    if source.key_type == "int64" and not pa.types.is_integer(schema.field(key).type):
+        raise SourceError(
+            f"{where} {key!r} is {schema.field(key).type}, expected an integer because the entity "
+            "is declared with INT64 keys; cast the column, or declare the entity as STRING"
         )
     if not pa.types.is_timestamp(schema.field(stamp).type):
         raise SourceError(

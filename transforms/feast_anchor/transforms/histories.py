@@ -28,6 +28,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Snapshots fall on multiples of their period counted from a Monday, so that weekly ones are
 # Mondays at midnight UTC whatever window asked for them.
 _GRID_ORIGIN = datetime(1970, 1, 5, tzinfo=UTC)
+_MOST_SNAPSHOTS = 10_000  # as-of times of one run; all vectors of a shard are held in memory
 _ORDER = [(name, "ascending") for name in ("user", "event_timestamp", "modality", "text", "amount")]
 
 
@@ -111,6 +112,11 @@ def as_of_times(
         raise SpecError(f"snapshots={snapshots!r}, expected a positive period such as 7 days")
     first = (start - _GRID_ORIGIN) // snapshots + 1
     last = (end - _GRID_ORIGIN) // snapshots
+    if last - first >= _MOST_SNAPSHOTS:
+        raise SpecError(
+            f"{last - first + 1} snapshots of {snapshots} between {start} and {end}, expected at "
+            f"most {_MOST_SNAPSHOTS}; take a longer period or a shorter window"
+        )
     grid = [_GRID_ORIGIN + step * snapshots for step in range(first, last + 1)]
     return tuple(dict.fromkeys([*grid, end]))
 

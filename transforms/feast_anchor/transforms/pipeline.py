@@ -22,7 +22,7 @@ from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BooksError
 
 from . import sinks
-from .events import ROW_SCHEMA, ReadTask, read, read_tasks
+from .events import ROW_SCHEMA, ReadTask, input_snapshot, read, read_tasks
 from .histories import ShardHistories, build_histories
 from .job import Job, ViewRun
 from .scoring import Question, Scorer
@@ -38,12 +38,12 @@ def run_job(
     """Run a job to its end; on return every shard of every view has its manifest.
 
     Raises:
-        BooksError: the shards together did not see exactly the rows that the files hold.
+        BooksError: the shards together did not see exactly the rows of unchanged files.
         RunError and Beam's own errors: a worker failed. Finished shards are kept.
     """
     for run in job.views:
         sinks.clear_temporaries(run)
-    tasks = read_tasks(job.sources)
+    before, tasks = input_snapshot(job.sources), read_tasks(job.sources)
     with beam.Pipeline(runner=runner, options=PipelineOptions.from_dictionary(options or {})) as p:
         tables = (
             p
@@ -59,24 +59,31 @@ def run_job(
             | beam.GroupByKey()
             | "ScoreShard" >> beam.ParDo(ScoreShard(job, online)).with_output_types(int)
         )
+    _check_outcome(job, before, sum(task.rows for task in tasks))
+
+
+def _check_outcome(job: Job, before: str, rows: int) -> None:
+    """Every row of unchanged files came by in exactly one shard: some runners lose data silently.
+
+    Shards that cannot be trusted are taken back, or a rerun would believe them.
+    """
+    wrong = None
+    if input_snapshot(job.sources) != before:
+        wrong = "the event files changed while it ran"
     for run in job.views:
-        _check_books(run, job.shards, sum(task.rows for task in tasks))
-
-
-def _check_books(run: ViewRun, shards: int, rows: int) -> None:
-    """Every row of the files came by in exactly one shard: some runners lose data silently."""
-    done = [sinks.finished(run, shard) for shard in range(shards)]
-    missing = [shard for shard, manifest in enumerate(done) if manifest is None]
-    if missing:
+        done = [sinks.finished(run, shard) for shard in range(job.shards)]
+        seen = sum(manifest.events_in for manifest in done if manifest is not None)
+        if None in done:
+            wrong = wrong or f"only {job.shards - done.count(None)} of {job.shards} shards came out"
+        elif seen != rows:
+            wrong = wrong or f"it read {rows} rows but its shards saw {seen}"
+    if wrong:
+        for run in job.views:
+            sinks.discard(run, job.shards)
+        runs = ", ".join(f"{run.run_id} of {run.view!r}" for run in job.views)
         raise BooksError(
-            f"run {run.run_id} of {run.view!r} ended without shards {missing} of {shards}: the "
-            "runner dropped them; use FnApiRunner"
-        )
-    seen = sum(manifest.events_in for manifest in done if manifest is not None)
-    if seen != rows:
-        raise BooksError(
-            f"run {run.run_id} of {run.view!r} read {rows} rows but its shards saw {seen}; the "
-            "files changed while it ran, or the runner lost data. Run it again"
+            f"run {runs}: {wrong}, so the rows it wrote offline were taken back. Run it again on "
+            "files that stay as they are, with the runner FnApiRunner"
         )
 
 
@@ -138,7 +145,8 @@ class ScoreShard(beam.DoFn):
         self, run: ViewRun, shard: int, rows: pa.Table, histories: ShardHistories, began: float
     ) -> None:
         part = sinks.write_part(run, shard, rows)
-        dead = sinks.write_dead_letters(run, shard, histories)
+        names = [spec.name for spec in self._scorer_of_job().manifest.modalities]
+        dead = sinks.write_dead_letters(run, shard, histories, names)
         online = self._publish(run, rows)
         books = histories.books
         sinks.ShardManifest(

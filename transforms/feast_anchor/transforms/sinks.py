@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,13 @@ from .histories import ShardHistories
 from .job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, HISTORY_END, ViewRun
 from .scoring import UserVectors
 
-DEAD_SCHEMA = pa.schema([pa.field("kind", pa.string()), *ROW_SCHEMA])
+# A rejected event (or user, then without the event's columns), with its modality by name.
+DEAD_SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string()),
+        *(pa.field(f.name, pa.string() if f.name == "modality" else f.type) for f in ROW_SCHEMA),
+    ]
+)
 
 
 class OnlineWriter(Protocol):
@@ -71,18 +77,27 @@ class ShardManifest:
 
     @classmethod
     def load(cls, folder: Path, shard: int) -> ShardManifest | None:
-        """The manifest of a finished shard, or None if the shard is not done."""
+        """The manifest of a finished shard; None if it is not done or cannot be read."""
         try:
             text = shard_path(folder, shard).read_text("utf-8")
-        except FileNotFoundError:
+            return cls(**json.loads(text))
+        except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return None
-        return cls(**json.loads(text))
 
 
 def finished(run: ViewRun, shard: int) -> ShardManifest | None:
-    """The manifest of a shard that is done and whose part still stands, else None."""
+    """The manifest of a shard that is done and whose part stands in the view's sink, else None."""
     manifest = ShardManifest.load(run.state_folder, shard)
-    return manifest if manifest is not None and Path(manifest.part).is_file() else None
+    part = part_path(run, shard)
+    done = manifest is not None and manifest.part == str(part) and part.is_file()
+    return manifest if done else None
+
+
+def discard(run: ViewRun, shards: int) -> None:
+    """Undo the shards of a run whose rows cannot be trusted: manifests first, then parts."""
+    for shard in range(shards):
+        shard_path(run.state_folder, shard).unlink(missing_ok=True)
+        part_path(run, shard).unlink(missing_ok=True)
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -180,13 +195,21 @@ def write_part(run: ViewRun, shard: int, rows: pa.Table) -> Path:
     return path
 
 
-def write_dead_letters(run: ViewRun, shard: int, histories: ShardHistories) -> Path | None:
-    """Write a shard's rejected events and users with their reasons; None if there are none."""
+def write_dead_letters(
+    run: ViewRun, shard: int, histories: ShardHistories, modalities: Sequence[str]
+) -> Path | None:
+    """Write a shard's rejected events and users with their reasons; None if there are none.
+
+    `modalities` are the names that the events' `modality` column indexes.
+    """
     users = histories.rejected_users
     if not users and histories.rejected_events.num_rows == 0:
         return None
     events = histories.rejected_events
     kind = pa.array(["event"] * events.num_rows, pa.string())
+    named = pa.array(modalities, pa.string()).take(events.column("modality").combine_chunks())
+    at = events.schema.get_field_index("modality")
+    events = events.set_column(at, pa.field("modality", pa.string()), named)
     of_events = pa.table([kind, *events.columns], schema=DEAD_SCHEMA)
     of_users = pa.Table.from_pylist(
         [{"kind": "user", "user": user, "rejected": reason} for user, reason in users.items()],

@@ -1,8 +1,10 @@
 """Complete Journey 2.0 (84.51 degrees, CC0) as the demo's event tables.
 
 Rule: nothing is known earlier than it could have been. A coupon's redemption date has no time of
-day, so its event happens at 23:59:59 UTC; a mailing happens when its campaign starts. Purchases
-keep their stored UTC instant, and a product the catalogue lacks stays null.
+day, so its event happens at 23:59:59 of that day on the shop's clock, America/New_York: baskets
+with a coupon discount match redemptions on that clock, on the UTC date one in eight would come
+before its basket. A mailing happens when the day of its campaign's start begins on that clock.
+Purchases keep their stored UTC instant, and a product the catalogue lacks stays null.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ WITH counted AS (
            row_number() OVER (PARTITION BY coupon_upc ORDER BY products DESC, department) AS place
     FROM counted
 )
-SELECT household_id, date_trunc('day', redemption_date) + INTERVAL 86399 SECONDS AS t,
+SELECT household_id, timezone(
+           'America/New_York', date_trunc('day', redemption_date) + INTERVAL 86399 SECONDS
+       ) AS t,
        campaign_type, coalesce(department, 'unknown') AS department
 FROM read_parquet($coupon_redemptions) AS coupon_redemptions
 LEFT JOIN read_parquet($campaign_descriptions) AS described USING (campaign_id)
@@ -61,10 +65,10 @@ ORDER BY household_id, t, campaign_id, coupon_upc
 """
 
 _MAILINGS = """
-SELECT household_id, start_date, campaign_type
+SELECT household_id, timezone('America/New_York', start_date) AS t, campaign_type
 FROM read_parquet($campaigns) AS campaigns
 LEFT JOIN read_parquet($campaign_descriptions) AS described USING (campaign_id)
-ORDER BY household_id, start_date, campaign_id
+ORDER BY household_id, t, campaign_id
 """
 
 _DEMOGRAPHICS = """

@@ -18,28 +18,29 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from feast import FeatureStore
+from pyarrow.dataset import dataset
 from rich.console import Console
 from rich.table import Table
 
-from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.onnx_export.errors import RunError, SpecError
 from feast_anchor.plugin.catalog import Catalog
 from feast_anchor.plugin.config import parse_config
 from feast_anchor.plugin.demo import CUT, SCENARIO_LABELS, make_tables, table_path
 from feast_anchor.plugin.demo.tables import START
 from feast_anchor.plugin.online import to_numpy
-from feast_anchor.plugin.planning import event_source
 from feast_anchor.plugin.spec import spec_of
 from feast_anchor.plugin.train import (
     inside,
     load_modalities,
     read_events,
+    sources_of,
     train_bundle_from_repo,
 )
 from feast_anchor.transforms.job import HISTORY_END
@@ -50,6 +51,7 @@ MODALITIES = "events:MODALITIES"
 MARKER = ".feast-anchor-demo"  # only folders with this file are emptied
 LABEL = "_label"  # labels are named like the scenarios they test
 _CHECK_ROWS = 1_000
+_LENGTH_TOLERANCE = 1e-5
 
 
 @dataclass
@@ -187,22 +189,29 @@ def _join(demo: Demo, store: FeatureStore) -> pd.DataFrame:
     keys = ["household_id", "event_timestamp"]
     joined = store.get_historical_features(entity_df=labels[keys], features=features).to_df()
     joined = joined.merge(labels.drop(columns="event_timestamp"), on=keys[0], suffixes=("", LABEL))
-    rng = np.random.default_rng(0)
-    seconds = rng.integers(0, int((CUT - START).total_seconds()), _CHECK_ROWS)
-    random = pd.DataFrame(
-        {
-            "household_id": rng.choice(labels["household_id"].to_numpy(), _CHECK_ROWS),
-            "event_timestamp": [START + timedelta(seconds=int(s)) for s in seconds],
-        }
-    )
-    checked = store.get_historical_features(entity_df=random, features=features).to_df()
+    checked = store.get_historical_features(
+        entity_df=_random_moments(demo.repo), features=features
+    ).to_df()
     both = pd.concat([joined, checked], ignore_index=True)
-    both = both[both[HISTORY_END].notna()]
-    leaks = pd.to_datetime(both[HISTORY_END], utc=True) >= both["event_timestamp"]
+    leaks = ~(pd.to_datetime(both[HISTORY_END], utc=True) < both["event_timestamp"])  # null leaks
+    lengths = np.linalg.norm(_matrix(both[CONTROL].dropna()), axis=1)
+    demo.summary["max_length_error"] = float(np.abs(lengths - 1).max())
+    demo.summary["labels"] = len(labels)
     demo.summary["training_rows_joined"] = int(joined[CONTROL].notna().sum())
     demo.summary["point_in_time_rows_checked"] = len(both)
     demo.summary["leakage_violations"] = int(leaks.sum())
     return joined
+
+
+def _random_moments(repo: Path) -> pd.DataFrame:
+    """Households at random times between their first vector and the cut."""
+    sink = dataset(repo / "data" / VIEW).to_table(["household_id", "event_timestamp"])
+    first = sink.to_pandas().groupby("household_id")["event_timestamp"].min().sort_index()
+    rng = np.random.default_rng(0)
+    picked: pd.DataFrame = first.iloc[rng.integers(0, len(first), _CHECK_ROWS)].reset_index()
+    picked["event_timestamp"] += (CUT - picked["event_timestamp"]) * rng.random(_CHECK_ROWS)
+    picked["event_timestamp"] = picked["event_timestamp"].dt.floor("s")
+    return picked
 
 
 def _probe(demo: Demo, joined: pd.DataFrame) -> None:
@@ -218,14 +227,11 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     test = joined["held_out"].to_numpy(dtype=bool)
     users = joined["household_id"].tolist()
     modalities = load_modalities(demo.repo, MODALITIES)
-    declared = [modality.declaration() for modality in modalities]
-    sources = tuple(
-        event_source(decl, modality.view, index, "household_id", demo.repo)
-        for index, (decl, modality) in enumerate(zip(declared, modalities, strict=True))
-    )
+    sources, _ = sources_of(modalities, demo.repo)
+    specs = [modality.declaration().as_spec() for modality in modalities]
     events = read_events(sources)
     texts = frequent_texts(events, joined.loc[~test, "household_id"].tolist(), CUT)
-    counts = count_features(events, users, CUT, [decl.as_spec() for decl in declared], texts)
+    counts = count_features(events, users, CUT, specs, texts)
     general = _matrix(joined[CONTROL])
     result = {}
     for name in SCENARIO_LABELS:
@@ -300,3 +306,20 @@ def _finish(demo: Demo, out: Path) -> None:
         scores = (f"{row[variant]:.3f}" for variant in ("right_query", "no_query", "counts"))
         probe.add_row(name, f"{row['positives']:.1%}", *scores)
     demo.console.print(facts, probe, f"Wrote {path}")
+    _require(summary)
+
+
+def _require(summary: dict[str, Any]) -> None:
+    """A demo that shows something wrong must not exit as if all were well."""
+    online = summary["online_lookups"]
+    wrong = {
+        "leakage_violations": summary["leakage_violations"],
+        "labels without a vector": summary["labels"] - summary["training_rows_joined"],
+        "households not found online": online["asked"] - online["found"],
+        "vectors not of unit length": int(
+            max(online["max_length_error"], summary["max_length_error"]) > _LENGTH_TOLERANCE
+        ),
+    }
+    found = {name: count for name, count in wrong.items() if count}
+    if found:
+        raise RunError(f"the demo ran, but its result is wrong: {found}; please report it")
