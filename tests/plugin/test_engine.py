@@ -555,3 +555,28 @@ def retune(bundle: Path, value: float) -> None:
     prompt = np.full((2, manifest.dims.hidden), value, dtype=np.float32)
     save_file({"tuned": prompt}, bundle / PROMPTS_FILE)
     seal(bundle, manifest)
+
+
+def test_a_refused_view_leaves_the_others_of_its_pass_alone(
+    tmp_path: Path, shop_bundle: Path
+) -> None:
+    """Of two views in one pass, the one whose question changed fails and the other is computed."""
+
+    def views(repo: Path, bundle: Path, asked: str) -> list[FeatureView]:
+        changed = shop_view(repo, bundle, "other_v1", {"bread": asked}, sink=repo / asked[:4])
+        return [shop_view(repo, bundle), changed]
+
+    later = END + timedelta(days=7)
+
+    def first(repo: Path, bundle: Path) -> list[FeatureView]:
+        return views(repo, bundle, "More bread?")
+
+    with shop_store(tmp_path, shop_bundle, views=first) as store:
+        materialize(store)
+        store.apply([*views(tmp_path, shop_bundle, "Less bread?")])
+        with pytest.raises(SpaceError, match="'other_v1', field 'bread'"):
+            materialize(store, END, later)
+        assert interval_ends(store) == [END, later]
+        assert interval_ends(store, "other_v1") == [END]
+    with catalogue(tmp_path) as catalog:
+        assert {run.status for run in catalog.runs()} == {"SUCCEEDED"}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from feast.repo_config import RepoConfig
 
 from feast_anchor.onnx_export.errors import BooksError, RunError
 from feast_anchor.transforms.job import Job, ViewRun
-from feast_anchor.transforms.sinks import ShardManifest
+from feast_anchor.transforms.sinks import ShardManifest, finished
 
 from .catalog import Catalog, RunRecord, ShardRecord, SpaceRecord
 from .config import parse_config
@@ -153,8 +153,8 @@ class BeamComputeEngine(ComputeEngine):
             except Exception as error:  # one view's trouble must not take the others with it
                 jobs[id(task)] = AnchorJob(task, f"{task.feature_view.name}-not-planned", error)
         for group in group_jobs(planned):
-            failure = self._run(group)
-            jobs.update({id(p.task): AnchorJob(p.task, p.run.run_id, failure) for p in group})
+            for view, failure in zip(group, self._run(group), strict=True):
+                jobs[id(view.task)] = AnchorJob(view.task, view.run.run_id, failure)
         for task in tasks:
             if id(task) not in jobs:
                 jobs[id(task)] = self._delegate(registry, task, **kwargs)
@@ -169,25 +169,24 @@ class BeamComputeEngine(ComputeEngine):
         except Exception as error:  # as above
             return AnchorJob(task, f"{task.feature_view.name}-local", error)
 
-    def _run(self, group: list[PlannedView]) -> BaseException | None:
-        """Run one pass and record it; returns what made it fail, if anything."""
+    def _run(self, group: list[PlannedView]) -> list[BaseException | None]:
+        """Run one pass and record it; returns for each view what made it fail, if anything."""
         _quieten("apache_beam", "alembic")
-        job = job_of(group, self.settings)
         try:
             with Catalog.open(self.settings.catalog_url(self.repo)) as catalog:
-                return self._recorded(catalog, group, job)
+                refused = [_attempt(partial(_admit, catalog, planned)) for planned in group]
+                admitted = [p for p, error in zip(group, refused, strict=True) if error is None]
+                failure = self._recorded(catalog, admitted) if admitted else None
         except Exception as error:  # Feast must get every failure as a job with a cause
-            return error
+            return [error] * len(group)
+        return [error or failure for error in refused]
 
-    def _recorded(
-        self, catalog: Catalog, group: list[PlannedView], job: Job
-    ) -> BaseException | None:
+    def _recorded(self, catalog: Catalog, group: list[PlannedView]) -> BaseException | None:
+        job = job_of(group, self.settings)
         for planned in group:
-            _prepare(planned.run)
-            check_catalogue(catalog, planned.task.project, planned.run)
             catalog.record_spaces(_space_records(planned))
             catalog.begin_run(_run_record(planned, job))
-        failure = _attempt(lambda: self._beam(group, job))
+        failure = _attempt(partial(self._beam, group, job))
         for planned in group:
             shards = _finished_shards(planned, job)
             for shard in shards:
@@ -235,6 +234,12 @@ def _prepare(run: ViewRun) -> None:
     prepare_sink(run.view, Path(run.sink), run.schema)
 
 
+def _admit(catalog: Catalog, planned: PlannedView) -> None:
+    """Refuse a view that would mix embedding spaces, and make its sink ready."""
+    check_catalogue(catalog, planned.task.project, planned.run)
+    _prepare(planned.run)
+
+
 def _attempt(work: Callable[[], None]) -> BaseException | None:
     try:
         work()
@@ -256,7 +261,7 @@ def _feature_view(planned: PlannedView) -> FeatureView:
 
 
 def _finished_shards(planned: PlannedView, job: Job) -> list[ShardManifest]:
-    found = (ShardManifest.load(planned.run.state_folder, n) for n in range(job.shards))
+    found = (finished(planned.run, shard) for shard in range(job.shards))
     return [manifest for manifest in found if manifest is not None]
 
 
