@@ -7,10 +7,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import RepoConfig
+from feast import FileSource, RepoConfig
 
 from feast_anchor.onnx_export.errors import SpaceError
-from feast_anchor.plugin.spaces import SinkSource, check_part, first_parts, prepare_sink
+from feast_anchor.plugin.spaces import check_part, first_parts, prepare_sink, sink_source
 from feast_anchor.transforms.job import row_schema
 
 SPACES = {"tea": "a1", "churn": "b2"}
@@ -155,9 +155,10 @@ def test_one_part_of_each_run_is_looked_at(tmp_path: Path) -> None:
 
 def test_feasts_validation_of_the_source_prepares_the_sink(tmp_path: Path) -> None:
     """`feast apply` validates sources before it writes the registry: that is where it happens."""
-    source = SinkSource(
+    source = sink_source(
         view="taste_v1", path=str(tmp_path / "sink"), schema=schema(), name="taste_v1_sink"
     )
+    assert type(source) is FileSource  # the registry notes the class: it must be Feast's own
     config = RepoConfig(
         project="shop",
         provider="local",

@@ -195,7 +195,8 @@ def _fit(
         schedule.step()
         losses.append(float(loss.detach()))
         pairs += int((batch.target >= 0).sum())
-        report(f"step {step + 1} of {config.steps}", 0.05 + 0.85 * (step + 1) / config.steps)
+        text = f"step {step + 1} of {config.steps}, loss {losses[-1]:.2f}"
+        report(text, 0.05 + 0.85 * (step + 1) / config.steps)
     tenths = np.array_split(np.array(losses), min(10, len(losses)))
     return [round(float(part.mean()), 4) for part in tenths], pairs
 

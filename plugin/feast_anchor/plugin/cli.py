@@ -109,6 +109,9 @@ def bundle(folder: Annotated[Path, typer.Argument(help="The bundle's folder.")])
                 f"modality {modality.name}",
                 f"{modality.kind}, newest {modality.max_events}: {modality.text!r}",
             )
+        for name in ("cut", "users", "events", "pairs", "loss_by_tenth", "seconds"):
+            if name in manifest.training:
+                table.add_row(f"training {name}", str(manifest.training[name]))
         for name, value in manifest.parity.items():
             table.add_row(f"parity {name}", str(value))
         _console.print(table)

@@ -23,28 +23,29 @@ from .catalog import Catalog
 EMPTY_RUN = "run-empty"
 
 
-class SinkSource(FileSource):
-    """A view's sink while it is being declared; in the registry it is a plain `FileSource`.
+def sink_source(*, view: str, path: str, schema: pa.Schema, name: str) -> FileSource:
+    """The source over a view's sink folder, which is made ready when Feast validates the source.
 
-    With the local provider `feast apply` calls no engine, but it validates every source: that is
-    where the folder is made ready.
+    With the local provider `feast apply` calls no engine, but it validates every source. Only this
+    object is changed, not its class, which the registry notes by name: others must be able to read
+    the registry without this package.
     """
+    source = FileSource(
+        name=name,
+        path=path,
+        file_format=ParquetFormat(),
+        timestamp_field=EVENT_TIMESTAMP,
+        created_timestamp_column=CREATED_TIMESTAMP,
+    )
+    feasts_own = source.validate
 
-    def __init__(self, *, view: str, path: str, schema: pa.Schema, name: str) -> None:
-        super().__init__(
-            name=name,
-            path=path,
-            file_format=ParquetFormat(),
-            timestamp_field=EVENT_TIMESTAMP,
-            created_timestamp_column=CREATED_TIMESTAMP,
-        )
-        self._view = view
-        self._schema = schema
-
-    def validate(self, config: RepoConfig) -> None:
+    def validate(config: RepoConfig) -> None:
         """Make the folder ready. Raises `SpaceError` if it holds another embedding space."""
-        prepare_sink(self._view, Path(self.path), self._schema)
-        super().validate(config)
+        prepare_sink(view, Path(path), schema)
+        feasts_own(config)
+
+    source.validate = validate  # type: ignore[method-assign]  # meant, see above
+    return source
 
 
 def prepare_sink(view: str, folder: Path, schema: pa.Schema) -> None:

@@ -30,7 +30,7 @@ from feast_anchor.transforms.job import (
     row_schema,
 )
 
-from .spaces import SinkSource
+from .spaces import sink_source
 from .spec import ARROW_KEYS, SPACE_TAG, TAG, ModalityDecl, ScenarioDecl, ViewSpec, check_modalities
 
 _PERIOD = re.compile(r"(\d+)([dh])")
@@ -233,7 +233,7 @@ def _join_key_field(entity: Entity) -> Field:
     return Field(name=entity.join_key, dtype=dtype)
 
 
-def _sink_source(view: str, sink: str | Path | FileSource, schema: pa.Schema) -> SinkSource:
+def _sink_source(view: str, sink: str | Path | FileSource, schema: pa.Schema) -> FileSource:
     if isinstance(sink, FileSource):
         given = (sink.timestamp_field, sink.created_timestamp_column)
         if given != (EVENT_TIMESTAMP, CREATED_TIMESTAMP):
@@ -247,7 +247,7 @@ def _sink_source(view: str, sink: str | Path | FileSource, schema: pa.Schema) ->
     if "://" in path or any(mark in path for mark in "*?[") or path.endswith(".parquet"):
         raise SpecError(f"view {view!r}: the sink is {path!r}, expected a local folder of its own")
     # Feast's DuckDB reader knows no repo folder, so the path must be absolute.
-    return SinkSource(view=view, path=str(Path(path).absolute()), schema=schema, name=name)
+    return sink_source(view=view, path=str(Path(path).absolute()), schema=schema, name=name)
 
 
 def _check_timezone(name: str) -> None:
