@@ -258,23 +258,23 @@ def _from_catalogue(demo: Demo, store: FeatureStore) -> None:
     config = parse_config(store.config.batch_engine_config)
     with Catalog.open(config.catalog_url(demo.repo)) as catalog:
         run = catalog.runs(view=VIEW)[0]
-        shards = catalog.shards(run.run_id)
+        letters = catalog.dead_letters(run.run_id)
     reasons: Counter[str] = Counter()
-    for shard in shards:
-        reasons.update(shard.rejected)
+    for letter in letters:
+        reasons[f"{letter.kind}:{letter.reason}"] += letter.rows
     spec = spec_of(store.get_feature_view(VIEW))
     demo.summary |= {
-        "users": sum(shard.users_in for shard in shards),
-        "users_embedded": sum(shard.users_embedded for shard in shards),
-        "users_rejected": sum(shard.users_rejected for shard in shards),
-        "events_in": sum(shard.events_in for shard in shards),
-        "events_used": sum(shard.events_used for shard in shards),
-        "events_rejected": sum(shard.events_rejected for shard in shards),
-        "events_outside_window": sum(shard.events_outside for shard in shards),
-        "events_over_budget": sum(shard.events_over_budget for shard in shards),
+        "users": run.users_in,
+        "users_embedded": run.users_embedded,
+        "users_rejected": run.users_rejected,
+        "events_in": run.events_in,
+        "events_used": run.events_used,
+        "events_rejected": run.events_rejected,
+        "events_outside_window": run.events_outside,
+        "events_over_budget": run.events_over_budget,
         "dead_letters": dict(sorted(reasons.items())),
-        "rows_offline": sum(shard.rows_offline for shard in shards),
-        "rows_online": sum(shard.rows_online for shard in shards),
+        "rows_offline": run.rows_offline,
+        "rows_online": run.rows_online,
         "scenarios": {scenario.name: scenario.query for scenario in spec.scenarios},
         "space_fingerprints": {scenario.name: scenario.space for scenario in spec.scenarios},
         "run_id": run.run_id,
