@@ -476,6 +476,27 @@ def test_a_runner_that_loses_rows_is_found_out(
         assert interval_ends(store) == []
 
 
+def test_files_that_change_after_planning_fail_the_run_and_leave_no_rows(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run id speaks for the planned files: other rows are taken back, and a rerun is clean."""
+    real = pipeline.run_job
+
+    def rewrite_first(job: Any, *rest: Any) -> None:
+        write_tables(tmp_path / "tables", make_tables(users=10, seed=1))
+        real(job, *rest)
+
+    with shop_store(tmp_path, shop_bundle) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "run_job", rewrite_first)
+            with pytest.raises(RunError, match="the event files changed after it was planned"):
+                materialize(store)
+        assert len(offline_rows(tmp_path)) == 0
+        assert interval_ends(store) == []
+        materialize(store)
+    assert set(offline_rows(tmp_path)["shopper_id"]) == {f"u{n}" for n in range(10)}
+
+
 def test_a_view_with_a_new_sink_is_computed_into_it(tmp_path: Path, shop_bundle: Path) -> None:
     """Finished shards count only where their rows are: another sink gets all of them."""
     with shop_store(tmp_path, shop_bundle) as store:

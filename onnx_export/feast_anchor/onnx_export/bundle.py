@@ -1,9 +1,10 @@
 """A bundle: the folder an export writes and everything else reads. No torch here.
 
-The rule: nothing of a bundle is used before all of it is verified. `Bundle.open` checks the
-manifest, every file's size and SHA-256, that no file or external tensor lies outside the folder,
-and that the graphs use standard operators only. After that the graphs, tokenizer and prompts can
-be trusted to be what was exported, and a run can pin them by one digest.
+The rule: no file of a bundle is used before it is verified. Declaring a view reads manifest,
+tokenizer and prompts and verifies these (`Bundle.declared`). Before any graph runs, `Bundle.open`
+checks the manifest, every file's size and SHA-256, that no file or external tensor lies outside
+the folder, and that the graphs use standard operators only. After that all of it can be trusted to
+be what was exported, and a run can pin it by one digest.
 
     event.onnx   ids[N,L]                                            -> vector[N,E]
     prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T]      -> k_i, v_i [B,KV,P,hd]

@@ -110,16 +110,6 @@ class Manifest(_Frozen):
         """Tokens before the first event: one for the user and one per modality."""
         return 1 + len(self.modalities)
 
-    def modality_index(self, name: str) -> int:
-        """Position of a modality in the graphs' inputs. Raises `BundleError` if unknown."""
-        for index, modality in enumerate(self.modalities):
-            if modality.name == name:
-                return index
-        raise BundleError(
-            f"bundle {self.name!r} knows no modality {name!r}; it has "
-            f"{[m.name for m in self.modalities]}"
-        )
-
     def dumps(self) -> str:
         """The manifest as JSON text, with its own digest in it so that readers can check."""
         payload = self.model_dump(mode="json") | {"digest": self.digest}

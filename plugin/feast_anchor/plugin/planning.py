@@ -36,6 +36,7 @@ class PlannedView:
     run: ViewRun
     bundle: str
     sources: tuple[EventSource, ...]
+    snapshot: str
     as_of: tuple[int, ...]
 
     @property
@@ -73,16 +74,17 @@ def plan_view(
         check_source(source)
     start, end = _utc(task.start_time), _utc(task.end_time)
     as_of = tuple(micros(moment) for moment in as_of_times(start, end, spec.snapshots))
+    snapshot = input_snapshot(sources)
     run_id = canonical_sha256(
         {
             "view": [task.project, view.name, spec.model_dump(mode="json")],
-            "input": input_snapshot(sources),
+            "input": snapshot,
             "window": list(as_of),
             "shards": config.shards,
         }
     )[:16]
     run = view_run(view, config.state_folder(repo), run_id)
-    return PlannedView(task, spec, run, str(folder), sources, as_of)
+    return PlannedView(task, spec, run, str(folder), sources, snapshot, as_of)
 
 
 def view_run(view: FeatureView, state: Path, run_id: str) -> ViewRun:
@@ -113,7 +115,7 @@ def group_jobs(planned: list[PlannedView]) -> list[list[PlannedView]]:
     """Views that can share one pass over the events, in the order they came."""
     groups: dict[object, list[PlannedView]] = {}
     for view in planned:
-        groups.setdefault((view.bundle, view.sources, view.as_of), []).append(view)
+        groups.setdefault((view.bundle, view.sources, view.snapshot, view.as_of), []).append(view)
     return list(groups.values())
 
 
@@ -124,6 +126,7 @@ def job_of(group: list[PlannedView], config: EngineConfig) -> Job:
         bundle=first.bundle,
         digest=first.spec.digest,
         sources=first.sources,
+        snapshot=first.snapshot,
         as_of=first.as_of,
         shards=config.shards,
         views=tuple(view.run for view in group),

@@ -78,6 +78,7 @@ class Job:
     bundle: str  # folder
     digest: str  # Manifest.digest the bundle must have
     sources: tuple[EventSource, ...]
+    snapshot: str  # `events.input_snapshot` of the sources, as the run ids were made from it
     as_of: tuple[int, ...]  # microseconds since the epoch, UTC, ascending
     shards: int
     views: tuple[ViewRun, ...]

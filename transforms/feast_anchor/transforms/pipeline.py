@@ -43,7 +43,7 @@ def run_job(
     """
     for run in job.views:
         sinks.clear_temporaries(run)
-    before, tasks = input_snapshot(job.sources), read_tasks(job.sources)
+    tasks = read_tasks(job.sources)
     with beam.Pipeline(runner=runner, options=PipelineOptions.from_dictionary(options or {})) as p:
         tables = (
             p
@@ -59,17 +59,17 @@ def run_job(
             | beam.GroupByKey()
             | "ScoreShard" >> beam.ParDo(ScoreShard(job, online)).with_output_types(int)
         )
-    _check_outcome(job, before, sum(task.rows for task in tasks))
+    _check_outcome(job, sum(task.rows for task in tasks))
 
 
-def _check_outcome(job: Job, before: str, rows: int) -> None:
+def _check_outcome(job: Job, rows: int) -> None:
     """Every row of unchanged files came by in exactly one shard: some runners lose data silently.
 
     Shards that cannot be trusted are taken back, or a rerun would believe them.
     """
     wrong = None
-    if input_snapshot(job.sources) != before:
-        wrong = "the event files changed while it ran"
+    if input_snapshot(job.sources) != job.snapshot:
+        wrong = "the event files changed after it was planned"
     for run in job.views:
         done = [sinks.finished(run, shard) for shard in range(job.shards)]
         seen = sum(manifest.events_in for manifest in done if manifest is not None)

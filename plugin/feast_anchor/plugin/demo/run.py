@@ -217,7 +217,6 @@ def _random_moments(repo: Path) -> pd.DataFrame:
 def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     """AUC on held-out households of a linear probe: right query, no query, counts."""
     from feast_anchor.onnx_export.evaluation import (
-        auc,
         count_features,
         frequent_texts,
         linear_probe,
@@ -241,12 +240,22 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
             "no_query": general,
             "counts": counts,
         }
-        result[name] = {"positives": round(float(y.mean()), 4)} | {
-            variant: round(auc(y[test], linear_probe(x[~test], y[~test], x[test])), 4)
-            for variant, x in inputs.items()
+        scores = {
+            variant: linear_probe(x[~test], y[~test], x[test]) for variant, x in inputs.items()
+        }
+        result[name] = {"positives": float(y.mean())} | {
+            variant: _with_interval(y[test], score) for variant, score in scores.items()
         }
     demo.summary["auc"] = result
     demo.summary["auc_households"] = {"train": int((~test).sum()), "held_out": int(test.sum())}
+
+
+def _with_interval(y: np.ndarray[Any, Any], score: np.ndarray[Any, Any]) -> dict[str, float]:
+    """AUC and its 95 % interval over resampled households."""
+    from feast_anchor.onnx_export.evaluation import auc, bootstrap_auc_interval
+
+    low, high = bootstrap_auc_interval(y, score, seed=0, rounds=200)
+    return {"auc": auc(y, score), "low": low, "high": high}
 
 
 def _matrix(vectors: pd.Series) -> np.ndarray[Any, Any]:
@@ -299,11 +308,12 @@ def _finish(demo: Demo, out: Path) -> None:
     for stage, seconds in summary["seconds"].items():
         facts.add_row(f"seconds: {stage}", f"{seconds:.1f}")
     held_out = summary["auc_households"]["held_out"]
-    probe = Table(title=f"AUC on {held_out} held-out households, future window")
+    probe = Table(title=f"AUC on {held_out} held-out households, future window (95 % interval)")
     for column in ("scenario", "positives", "right query", "no query", "counts"):
         probe.add_column(column, justify="left" if column == "scenario" else "right")
     for name, row in summary["auc"].items():
-        scores = (f"{row[variant]:.3f}" for variant in ("right_query", "no_query", "counts"))
+        found = (row[variant] for variant in ("right_query", "no_query", "counts"))
+        scores = (f"{x['auc']:.3f} ({x['low']:.2f}-{x['high']:.2f})" for x in found)
         probe.add_row(name, f"{row['positives']:.1%}", *scores)
     demo.console.print(facts, probe, f"Wrote {path}")
     _require(summary)
