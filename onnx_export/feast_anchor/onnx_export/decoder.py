@@ -111,7 +111,8 @@ class Decoder(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.final_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
-        self.register_buffer("frequencies", _frequencies(config))
+        # not persistent: the configuration decides it, a checkpoint has nothing to say
+        self.register_buffer("frequencies", _frequencies(config), persistent=False)
 
     def prefix(self, x: Tensor) -> tuple[Tensor, ...]:
         """The state of decoder inputs x[B,P,D]: (k_0, v_0, k_1, ...), each [B,K,P,d]; k rotated.
@@ -198,9 +199,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _frequencies(config: DecoderConfig) -> Tensor:
-    """Radians per token of each pair: [d/2]."""
+    """Radians per token of each pair: [d/2].
+
+    In the very order of operations in which pretrained models were computed: far from the start
+    of a sequence the last bit of a frequency is no longer the last bit of an angle. On the CPU
+    even where a decoder is made on the meta device, because no checkpoint fills it in later.
+    """
     half = config.head_dim // 2
-    plain = config.rope_base ** -(torch.arange(half) / half)
+    plain = 1.0 / config.rope_base ** (torch.arange(half, device="cpu") / half)
     return plain if config.rope_scaling is None else _stretched(plain, config.rope_scaling)
 
 
