@@ -39,7 +39,10 @@ class Config:
     @classmethod
     def read(cls, path: Path) -> Config:
         """The object in a JSON file; `PretrainedError` when there is none."""
-        return cls(path, _read_object(path))
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise PretrainedError(f"{path} holds {type(values).__name__}, expected an object")
+        return cls(path, values)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key; the default where it is absent or null."""
@@ -119,6 +122,14 @@ class Weights:
             )
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; `PretrainedError` when it is missing or broken."""
+    try:
+        return json.loads(_existing(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PretrainedError(f"{path} is not JSON: {error}; download it again") from error
+
+
 def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
     """The tokenizer of a model with `vocabulary` token vectors, without padding or truncation.
 
@@ -166,16 +177,6 @@ def _open(path: Path) -> Any:
         raise PretrainedError(
             f"{path} cannot be read as safetensors: {error}; download it again"
         ) from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PretrainedError(f"{path} is not JSON: {error}; download it again") from error
-    if not isinstance(values, dict):
-        raise PretrainedError(f"{path} holds {type(values).__name__}, expected an object")
-    return values
 
 
 def _existing(path: Path) -> Path:
