@@ -153,7 +153,7 @@ def answer_hidden(
     rows = qlen.unsqueeze(-1) - 1 + torch.arange(width)  # [B,W,A]
     block = block.scatter(2, rows + 1, tokens)
     x = model.suffix_tokens(block, batch.context[:, :write], torch.zeros(1, model.config.hidden))
-    return model.suffix_hidden(x, rows, batch.plen[:, :write], state), tokens
+    return model.decoder.suffix(x, rows, batch.plen[:, :write], state), tokens
 
 
 def _state(model: Anchor, batch: Batch) -> tuple[Tensor, ...]:
