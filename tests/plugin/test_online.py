@@ -354,7 +354,7 @@ def test_a_row_of_a_real_run_equals_the_vectors_given(filled: Shop) -> None:
 def test_a_score_is_served_as_one_number(shop: Shop) -> None:
     """Every bit of a float32, negative and tiny ones too; a user without one is NaN."""
     given = {"ada": np.float32(-1 / 3), "bo": np.float32(0), "cy": TINY}
-    shop.write({user: vector(number) for user, number in given.items()}, view="taste_v2")
+    shop.write({user: vector(float(number)) for user, number in given.items()}, view="taste_v2")
     response = shop.ask(*given, "nobody", features=["taste_v2:tea_score", "taste_v2:tea"])
     found = to_numpy(response, "taste_v2:tea_score")
     assert found.shape == (4, 1)

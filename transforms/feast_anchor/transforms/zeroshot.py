@@ -42,7 +42,7 @@ def score_axes(bundle: Bundle, wanted: Iterable[Answers]) -> dict[Answers, Float
         return {}
     vectors = dict(zip(texts, bundle.answer_vectors(texts), strict=True))
 
-    def mean(answers: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def mean(answers: tuple[str, ...]) -> Any:
         return np.mean([vectors[text] for text in answers], axis=0, dtype=np.float64)  # [dim]
 
     return {pair: (mean(pair.positive) - mean(pair.negative)).astype(np.float32) for pair in pairs}
