@@ -11,7 +11,10 @@ from guards.sources import Module, imported_names, modules, within
 
 # The modules of onnx_export that train and export. All others run where torch is not installed.
 TRAINING_SIDE = frozenset(
-    {"model", "batches", "corpus", "losses", "training", "export", "evaluation", "prompts"}
+    {
+        *("model", "batches", "corpus", "losses", "objective", "negatives"),
+        *("training", "checkpoints", "curves", "export", "evaluation", "prompts"),
+    }
 )
 TRAINING_LIBRARIES = frozenset({"torch", "onnx", "onnxscript", "sklearn"})
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from feast_anchor.onnx_export import training
+from feast_anchor.onnx_export import objective, training
 from feast_anchor.onnx_export.batches import Batches, special_ids
 from feast_anchor.onnx_export.errors import SourceError
 from feast_anchor.onnx_export.manifest import read_manifest
@@ -79,10 +79,10 @@ def test_answer_tokens_do_not_reach_the_embedding() -> None:
     batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 12, 24)
     batch = next(batches.draw(4, 3, 0.0, np.random.default_rng(0)))
     with torch.no_grad():
-        state = training._state(model, batch)
-        alone = training.answer_hidden(model, batch, state, 3)[0][:, :, 0]
+        state = objective._state(model, batch)
+        alone = objective.answer_hidden(model, batch, state, 3)[0][:, :, 0]
         batch = replace(batch, answers=torch.ones_like(batch.answers))
-        other = training.answer_hidden(model, batch, state, 3)[0]
+        other = objective.answer_hidden(model, batch, state, 3)[0]
     assert torch.equal(alone, other[:, :, 0])
 
 
