@@ -13,10 +13,11 @@ from guards.sources import Module, imported_names, modules, within
 TRAINING_SIDE = frozenset(
     {
         *("model", "batches", "corpus", "losses", "objective", "negatives"),
-        *("training", "checkpoints", "curves", "export", "evaluation", "prompts"),
+        *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
+        *("export", "evaluation", "prompts"),
     }
 )
-TRAINING_LIBRARIES = frozenset({"torch", "onnx", "onnxscript", "sklearn"})
+TRAINING_LIBRARIES = frozenset({"torch", "onnx", "onnxscript", "sklearn", "matplotlib"})
 
 # Dependencies point down: plugin -> transforms -> onnx_export.
 FORBIDDEN = {

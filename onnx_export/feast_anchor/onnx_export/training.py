@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,32 +28,12 @@ from .corpus import Corpus
 from .errors import SourceError
 from .export import BundleInfo, export_bundle
 from .manifest import Manifest, ModalitySpec
-from .model import Anchor, ModelConfig
+from .model import Anchor
 from .objective import batch_loss
 from .questions import build_corpus
+from .settings import TrainConfig
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a bundle is trained."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    steps: int = 200  # optimiser steps; the only budget
-    histories: int = 48  # histories per step
-    questions: int = 24  # questions each history is asked in one step
-    learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
-    weight_decay: float = 0.01  # AdamW
-    noise: float = 0.1  # share of query tokens replaced by random ones
-    ntp_every: int = 4  # steps between two with the next-token loss
-    ntp_questions: int = 6  # questions that take part in it
-    snapshots: int = 8  # as-of times per user
-    topics: int = 20  # most topics per modality
-    vocab: int = 4096  # most tokens of the tokenizer
-    max_text_tokens: int = 40  # tokens read of one event text
-    max_query_tokens: int = 32  # longest question a bundle takes
-    seed: int = 0  # fixes every random choice
 
 
 def train_bundle(
