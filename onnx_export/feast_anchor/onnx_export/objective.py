@@ -15,13 +15,16 @@ from .model import Anchor
 def batch_loss(model: Anchor, batch: Batch, write: int) -> Tensor:
     """The objective of one batch; `write` questions also take the next-token loss, 0 for none."""
     state = _state(model, batch)
-    answers = model.answer(batch.answers, batch.answer_length)
-    prompt = torch.zeros(1, model.config.hidden)
-    users = model.suffix(batch.ids, batch.qlen, batch.plen, batch.context, prompt, state)
+    users, answers = _vectors(model, batch, state)
     loss = contrastive(users, answers, batch.target, batch.same)
     if write:
         loss = loss + answer_loss(model, batch, state, write)
     return loss
+
+
+def embed(model: Anchor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Vectors of length 1 of the batch's histories and questions [B,Q,N] and its answers [A,N]."""
+    return _vectors(model, batch, _state(model, batch))
 
 
 def answer_loss(model: Anchor, batch: Batch, state: Sequence[Tensor], write: int) -> Tensor:
@@ -44,10 +47,20 @@ def answer_hidden(
     tokens = torch.where((target >= 0).unsqueeze(-1), tokens, pad)
     ids, qlen = batch.ids[:, :write], batch.qlen[:, :write]
     block = torch.cat((ids, torch.full_like(tokens, pad)), dim=-1)  # [B,W,L+A]
-    rows = qlen.unsqueeze(-1) - 1 + torch.arange(width)  # [B,W,A]
+    rows = qlen.unsqueeze(-1) - 1 + torch.arange(width, device=ids.device)  # [B,W,A]
     block = block.scatter(2, rows + 1, tokens)
-    x = model.suffix_tokens(block, batch.context[:, :write], torch.zeros(1, model.config.hidden))
+    x = model.suffix_tokens(block, batch.context[:, :write], _no_prompt(model))
     return model.suffix_hidden(x, rows, batch.plen[:, :write], state), tokens
+
+
+def _vectors(model: Anchor, batch: Batch, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    answers = model.answer(batch.answers, batch.answer_length)
+    users = model.suffix(batch.ids, batch.qlen, batch.plen, batch.context, _no_prompt(model), state)
+    return users, answers
+
+
+def _no_prompt(model: Anchor) -> Tensor:
+    return torch.zeros(1, model.config.hidden, device=model.frequencies.device)
 
 
 def _state(model: Anchor, batch: Batch) -> tuple[Tensor, ...]:

@@ -41,7 +41,7 @@ class TrainConfig:
     max_text_tokens: int = 40  # tokens read of one event text
     max_query_tokens: int = 32  # longest question a bundle takes
     validation_share: float = 0.1  # of the training users, kept from the gradient to choose weights
-    evaluate_every: int = 25  # steps between two looks at them; the last step is looked at anyway
+    evaluate_every: int = 50  # steps between two looks at them; the last step is looked at anyway
     patience: int = 0  # stop after so many looks without a better one, 0 for never
     checkpoint_every: int = 50  # steps between two checkpoints, 0 for none
     seed: int = 0  # fixes every random choice
