@@ -19,7 +19,7 @@ from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.settings import TrainConfig
 from feast_anchor.onnx_export.training import train_bundle
 from feast_anchor.onnx_export.validation import Scores, split
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, tiny_config, tiny_events
 
 SIZES = ModelConfig(text=16, hidden=16, ff=24, head_hidden=16, embedding=16)
 CONFIG = TrainConfig(model=SIZES, steps=3, histories=8, questions=6, snapshots=2, topics=3)
@@ -213,6 +213,11 @@ def test_manifest_records_the_training(bundle_folder: Path) -> None:
     assert record["users"] == 30
     assert record["config"]["steps"] == 4
     assert record["pairs"] > 0
+    assert record["steps"] == 4
+    assert 0 < record["validation_users"] < 30
+    assert record["validation"]["step"] == 4
+    assert record["data"]["rows"] == record["events"]
+    assert all(len(digest) == 64 for digest in record["data"]["sha256"].values())
     assert record["cut"] == TINY_CUT.isoformat()
     assert torch.__version__.startswith(record["versions"]["torch"].split("+")[0])
     assert max(manifest.parity["max_abs_difference"].values()) <= manifest.parity["tolerance"]
@@ -242,4 +247,44 @@ def test_no_time_between_event_and_cut_is_a_source_error(tmp_path: Path) -> None
             out=tmp_path / "b",
             entity="customer_id",
             config=CONFIG,
+        )
+
+
+def test_a_killed_training_ends_in_the_same_bundle(tmp_path: Path, bundle_folder: Path) -> None:
+    """Killed after a checkpoint and started again: the digest is that of the run nobody killed,
+    and of the checkpoint nothing is left.
+    """
+
+    def train(report: Progress) -> str:
+        config = replace(tiny_config(), checkpoint_every=2)
+        return train_bundle(
+            tiny_events(),
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            out=tmp_path / "tiny",
+            entity="customer_id",
+            config=config,
+            on_progress=report,
+        ).digest
+
+    with pytest.raises(Killed):
+        train(kill_after(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.training.safetensors"]
+    said: list[str] = []
+    assert train(lambda text, done: said.append(text)) == read_manifest(bundle_folder).digest
+    assert "going on after step 2" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny.card"]
+
+
+def test_sizes_that_do_not_fit_are_a_spec_error(tmp_path: Path) -> None:
+    """Three heads for 16 numbers: an error for people, before any step."""
+    config = replace(CONFIG, model=replace(SIZES, heads=3))
+    with pytest.raises(SpecError, match="sizes do not fit each other: .*heads=3"):
+        train_bundle(
+            tiny_events(),
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            out=tmp_path / "b",
+            entity="customer_id",
+            config=config,
         )
