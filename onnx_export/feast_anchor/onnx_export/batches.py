@@ -6,6 +6,7 @@ with `text.tokenize`: what a model is trained on is what it will be given.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 
 from .corpus import Corpus
-from .inputs import CONTEXT_FEATURES, EVENT_FEATURES, context_features, event_features, window
+from .inputs import CONTEXT_FEATURES, EVENT_FEATURES, Ints, context_features, event_features, window
 from .manifest import ModalitySpec, SpecialIds
 from .text import answer_ids, tokenize
 
@@ -109,24 +110,47 @@ class Batches:
             self.own_answers[question, given[given >= 0]] = True
 
     def draw(
-        self, size: int, questions: int, noise: float, generator: np.random.Generator
+        self,
+        size: int,
+        questions: int,
+        noise: float,
+        seed: int,
+        *,
+        first: int = 0,
+        among: Ints | None = None,
     ) -> Iterator[Batch]:
         """Batches without end: `size` histories, each asked the same `questions` questions.
 
-        `noise` is the share of query tokens replaced by random ones, so that words a model never
-        saw do not move its answers.
+        Each batch is a pure function of its number and the other arguments, so that an
+        interrupted training can go on where it stopped.
+
+        Args:
+            size: histories per batch.
+            questions: questions per history, fewer where the corpus has fewer.
+            noise: share of query tokens replaced by random ones, so that words a model never
+                saw do not move its answers.
+            seed: fixes every choice.
+            first: number of the first batch.
+            among: snapshots to draw from, all by default.
         """
-        while True:
-            need = size * _POOL
-            order = np.concatenate(
-                [generator.permutation(len(self.rows)) for _ in range(-(-need // len(self.rows)))]
-            )[:need]
-            order = order[np.argsort(self.lengths[order], kind="stable")]
-            for chunk in generator.permutation(_POOL):
-                rows = order[chunk * size : (chunk + 1) * size]
-                count = min(questions, len(self.phrasing_count))
-                columns = generator.choice(len(self.phrasing_count), count, replace=False)
-                yield self._batch(rows, columns, noise, generator)
+        rows = np.arange(len(self.rows)) if among is None else among
+        for number in itertools.count(first):
+            drawn = self._draw_rows(rows, size, number, seed)
+            generator = np.random.default_rng((seed, 1, number))
+            count = min(questions, len(self.phrasing_count))
+            columns = generator.choice(len(self.phrasing_count), count, replace=False)
+            yield self._batch(drawn, columns, noise, generator)
+
+    def _draw_rows(self, rows: Ints, size: int, number: int, seed: int) -> Ints:
+        """The histories of one batch: its part of a pool sorted by length."""
+        pool, turn = divmod(number, _POOL)
+        generator = np.random.default_rng((seed, 0, pool))
+        need = size * _POOL
+        order = np.concatenate([generator.permutation(rows) for _ in range(-(-need // len(rows)))])
+        order = order[:need]
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        part = generator.permutation(_POOL)[turn]
+        return order[part * size : (part + 1) * size]
 
     def _row(self, snapshot: int, modalities: Sequence[ModalitySpec]) -> Array:
         """Positions in the event table that this history reads."""
