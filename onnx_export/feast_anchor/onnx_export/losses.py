@@ -103,6 +103,21 @@ def infonce(
         return _nll(positive, *kept).sum() / max(1, len(right))
 
 
+def yes_or_no(users: Tensor, yes: Tensor, no: Tensor, says: Tensor) -> Tensor:
+    """InfoNCE of users against a plain yes and a plain no, over the pairs that say one of them.
+
+    Args:
+        users: vectors of length 1 [B, Q, N].
+        yes, no: vectors of length 1 [N].
+        says: int64 [B, Q], 1 for yes, 0 for no, -1 for neither.
+    """
+    logit = (users @ (yes - no)) / TEMPERATURE  # [B,Q]
+    said = (says >= 0).to(logit.dtype)
+    target = says.clamp(min=0).to(logit.dtype)
+    loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return (loss * said).sum() / said.sum().clamp(min=1)
+
+
 def next_token(logits: Tensor, tokens: Tensor, pad: int) -> Tensor:
     """Mean cross-entropy of the answer's tokens: logits [..., L, V], tokens int64 [..., L]."""
     return F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), ignore_index=pad)
