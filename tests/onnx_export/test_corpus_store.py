@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-
-from feast_anchor.onnx_export.corpus import Corpus
 from feast_anchor.onnx_export.corpus_statistics import statistics
 from feast_anchor.onnx_export.corpus_store import (
     build_or_read,
     read_corpus,
     read_meta,
 )
+from feast_anchor.onnx_export.scope import Family, Scope, make_scope
+
+from feast_anchor.onnx_export.corpus import Corpus
 from feast_anchor.onnx_export.errors import SourceError
 from feast_anchor.onnx_export.questions import FAMILIES, build_corpus
-from feast_anchor.onnx_export.scope import Family, Scope, make_scope
 from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
 
 HELD = [f"u{number:03d}" for number in range(0, 30, 4)]

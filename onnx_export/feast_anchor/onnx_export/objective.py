@@ -1,8 +1,8 @@
 """From a batch to the number that training lowers: `batch_loss`, a black box to the trainer.
 
-Three terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer to
-a plain "yes" than to a plain "no" where the answer says yes (that is what the zero-shot score reads,
-and what all yes-or-no questions have in common), and now and then the answer is written out.
+Three terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer
+to a plain "yes" than to a plain "no" where the answer says yes (that is what the zero-shot score
+reads, and what all yes-or-no questions have in common), and now and then the answer is written out.
 """
 
 from __future__ import annotations

@@ -33,10 +33,14 @@ class TrainConfig:
     learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
     weight_decay: float = 0.01  # AdamW
     noise: float = 0.1  # share of query tokens replaced by random ones
+    query_noise: float = 0.3  # noise on the questions' text vectors, relative to their own spread
+    silent: float = 0.1  # share of pairs that ask nothing: they train the general embedding
+    text_encoder: str | None = None  # folder of a pretrained sentence encoder; None: our own small
+    timezone: str = "UTC"  # the clock that questions about the time of day mean
     ntp_every: int = 4  # steps between two with the next-token loss
     ntp_questions: int = 6  # questions that take part in it, 0 for none
     snapshots: int = 8  # as-of times per user
-    topics: int = 20  # most topics per modality
+    topics: int = 60  # most topics per modality
     vocab: int = 4096  # most tokens of the tokenizer
     max_text_tokens: int = 40  # tokens read of one event text
     max_query_tokens: int = 32  # longest question a bundle takes
@@ -50,13 +54,20 @@ class TrainConfig:
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected at least {least}")
-        for name in ("noise", "validation_share"):
+        for name in ("noise", "silent", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected 0 or more, below 1")
 
 
 _AT_LEAST_ONE = ("steps", "histories", "questions", "accumulate", "ntp_every", "snapshots")
-_AT_LEAST_NONE = ("learning_rate", "weight_decay", "ntp_questions", "patience", "checkpoint_every")
+_AT_LEAST_NONE = (
+    "learning_rate",
+    "weight_decay",
+    "ntp_questions",
+    "patience",
+    "checkpoint_every",
+    "query_noise",
+)
 _LEAST = (
     dict.fromkeys((*_AT_LEAST_ONE, "topics", "vocab", "evaluate_every"), 1)
     | dict.fromkeys(("max_text_tokens", "max_query_tokens"), 1)

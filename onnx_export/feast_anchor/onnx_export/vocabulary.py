@@ -1,8 +1,8 @@
 """From words to ids: the decoder's own vocabulary, and the two tokenizers a model reads with.
 
-The decoder reads questions and answers with a byte-level BPE vocabulary trained on the data at hand.
-The text encoder reads events, questions and answers with that same vocabulary, or, when it is a
-pretrained one, with its own.
+The decoder reads questions and answers with a byte-level BPE vocabulary trained on the data at
+hand. The text encoder reads events, questions and answers with that same vocabulary, or, when it is
+a pretrained one, with its own.
 """
 
 from __future__ import annotations
