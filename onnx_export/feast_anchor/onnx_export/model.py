@@ -100,7 +100,7 @@ class Anchor(nn.Module):
         text, hidden = config.text, config.hidden
         self.texts = texts or OwnTextEncoder(special.first_prompt, text, special.pad)
         self.words = nn.Embedding(special.first_prompt, hidden)
-        nn.init.normal_(self.words.weight, std=0.5)
+        nn.init.normal_(self.words.weight, std=hidden**-0.5)  # they are the output layer too
         self.event_in = _adapter(text, hidden)
         self.event_numbers = nn.Linear(len(EVENT_FEATURES), hidden, bias=False)
         self.modal_in = _adapter(text, hidden)
