@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ SHOP = by_hand(
 )
 
 
-def column(features: tuple[tuple[str, ...], np.ndarray], name: str) -> list[float]:  # type: ignore[type-arg]
+def column(features: tuple[tuple[str, ...], np.ndarray[Any, Any]], name: str) -> list[float]:
     names, x = features
     return [round(float(v), 9) for v in x[:, names.index(name)]]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -68,14 +68,21 @@ class _Past:
 
     def only(self, kept: Array) -> _Past:
         """The events whose mask [N] is true."""
-        columns = (self.row, self.time, self.age, self.modality, self.amount, self.text)
-        return _Past(self.users, *(column[kept] for column in columns), self.texts)
+        return replace(
+            self,
+            row=self.row[kept],
+            time=self.time[kept],
+            age=self.age[kept],
+            modality=self.modality[kept],
+            amount=self.amount[kept],
+            text=self.text[kept],
+        )
 
     def within(self, days: float) -> _Past:
         return self.only(self.age <= days)
 
     def count(self) -> Array:
-        return np.log1p(np.bincount(self.row, minlength=self.users))
+        return np.asarray(np.log1p(np.bincount(self.row, minlength=self.users)))
 
     def spend(self) -> Array:
         total = np.bincount(self.row, self.amount, self.users)
@@ -84,17 +91,17 @@ class _Past:
     def recency(self) -> Array:
         newest = np.full(self.users, _NEVER)
         np.minimum.at(newest, self.row, self.age)
-        return np.log1p(newest)
+        return np.asarray(np.log1p(newest))
 
     def span(self) -> Array:
         oldest = np.zeros(self.users)
         np.maximum.at(oldest, self.row, self.age)
-        return np.log1p(oldest)
+        return np.asarray(np.log1p(oldest))
 
     def distinct(self, of: Array) -> Array:
         """log1p of the number of different values of `of` [N] per user."""
         pairs = np.unique(np.stack((self.row, of)), axis=1)
-        return np.log1p(np.bincount(pairs[0], minlength=self.users))
+        return np.asarray(np.log1p(np.bincount(pairs[0], minlength=self.users)))
 
     def share(self, kept: Array) -> Array:
         """Part of each user's events whose mask [N] is true; 0 without events."""
