@@ -53,7 +53,6 @@ class SasrecConfig:
     epochs: int = 30  # passes over the training users
     batch: int = 32  # users per step
     learning_rate: float = 1e-3  # AdamW; falls to nothing in a straight line
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class _History:
 
 
 class Sasrec(nn.Module):
-    """The encoder and the items it knows; make one with `train_sasrec`."""
+    """The encoder and the items it knows; make one with `fit_sequence_encoder`."""
 
     def __init__(
         self, modalities: Sequence[ModalitySpec], items: Sequence[Item], config: SasrecConfig
@@ -143,12 +142,14 @@ class Sasrec(nn.Module):
         return np.concatenate((last.numpy(), mean.numpy(), context), axis=1)
 
 
-def train_sasrec(
+def fit_sequence_encoder(
     events: pa.Table,
     modalities: Sequence[ModalitySpec],
-    cut: datetime,
     fit_users: Collection[str],
+    cut: datetime,
     config: SasrecConfig | None = None,
+    *,
+    seed: int = 0,
     on_progress: Progress | None = None,
 ) -> Sasrec:
     """Train on the events of `fit_users` before `cut`; the same seed gives the same weights.
@@ -156,9 +157,10 @@ def train_sasrec(
     Args:
         events: canonical events (`inputs.EVENT_SCHEMA`), in any order.
         modalities: what the column `modality` indexes.
-        cut: tz-aware; nothing at or after it is read.
         fit_users: the users that are learnt from.
+        cut: tz-aware; nothing at or after it is read.
         config: sizes and budget.
+        seed: of weights, dropout and the order of users.
         on_progress: called with what is being done and the share done, 0 to 1.
 
     Raises:
@@ -168,17 +170,19 @@ def train_sasrec(
     report = on_progress or (lambda message, fraction: None)
     items = _frequent(_read(events, modalities, cut, fit_users), config.items)
     with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         model = Sasrec(modalities, items, config)
         users = sorted(fit_users)
         found = _histories(events, modalities, users, cut, model.place)
         histories = [found[row] for row in sorted(found) if len(found[row].item) > 1]
-        _fit(model, histories, report)
+        _fit(model, histories, np.random.default_rng(seed), report)
     return model.eval()
 
 
-def _fit(model: Sasrec, histories: Sequence[_History], report: Progress) -> None:
-    config, rng = model.config, np.random.default_rng(model.config.seed)
+def _fit(
+    model: Sasrec, histories: Sequence[_History], rng: np.random.Generator, report: Progress
+) -> None:
+    config = model.config
     steps = config.epochs * -(-len(histories) // config.batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
