@@ -51,10 +51,10 @@ def test_the_same_seed_gives_the_same_vectors_and_another_others() -> None:
         ).vectors(events, USERS, TINY_CUT)
         for seed in (0, 0, 1)
     )
-    assert one.shape == (30, 2 * 16 + len(CONTEXT_FEATURES))
+    assert one.shape == (30, 16 + len(CONTEXT_FEATURES))
     assert one.dtype == np.float32
     np.testing.assert_array_equal(one, two)
-    assert not np.allclose(one[:, :32], other[:, :32])
+    assert not np.allclose(one[:, :16], other[:, :16])
 
 
 def test_nothing_after_the_cut_and_no_other_user_is_learnt_from() -> None:
