@@ -9,8 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from feast_anchor.plugin.cli import app
 from feast_anchor.plugin.demo import SCENARIO_LABELS

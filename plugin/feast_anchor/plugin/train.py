@@ -95,7 +95,7 @@ def train_bundle_from_repo(
     )
 
 
-def _chosen(path: Path | None, options: dict[str, int | None], report: Progress) -> TrainConfig:
+def _chosen(path: Path | None, options: dict[str, Any], report: Progress) -> TrainConfig:
     """The file's settings, or the defaults, with the options that were given in their place."""
     from feast_anchor.onnx_export.settings import TrainConfig, read_config
 
