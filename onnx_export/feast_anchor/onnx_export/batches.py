@@ -18,7 +18,7 @@ from torch import Tensor
 from .corpus import Corpus
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES, context_features, event_features, window
 from .manifest import ModalitySpec, SpecialIds
-from .text import tokenize
+from .text import answer_ids, tokenize
 
 Array = np.ndarray[Any, Any]
 
@@ -94,7 +94,7 @@ class Batches:
         self.is_table = np.array([m.kind == "table" for m in modalities])
         self.texts = tokenize(tokenizer, corpus.events.texts, max_text_tokens, special.pad)
         self.answers, self.answer_length = _padded(
-            [[*e.ids, special.eos] for e in _encode(tokenizer, corpus.answers)], special.pad
+            answer_ids(tokenizer, corpus.answers, special.eos), special.pad
         )
         asked = [phrasing for question in corpus.questions for phrasing in question.phrasings]
         queries = [e.ids[:max_query_tokens] for e in _encode(tokenizer, asked)]

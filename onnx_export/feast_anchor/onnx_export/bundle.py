@@ -10,14 +10,17 @@ be what was exported, and a run can pin it by one digest.
     prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T]      -> k_i, v_i [B,KV,P,hd]
     suffix.onnx  ids[B,Q,L], qlen[B,Q], plen[B,Q], context[B,Q,C],
                  prompt[R,D], k_i, v_i                               -> embedding[B,Q,dim]
+    answer.onnx  ids[A,L], length[A]                                 -> embedding[A,dim]
 
     P = 1 + modalities + T; plen counts the real (unpadded) prefix tokens, qlen the real suffix
-    tokens, of which the last is <USER_EMB>. modality is -1 where an event slot is padding.
+    tokens, of which the last is <USER_EMB>; length counts the real tokens of an answer, of which
+    the last is <EOS>. modality is -1 where an event slot is padding.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +40,7 @@ from .manifest import (
     space_fingerprint,
 )
 from .onnxcheck import check_graph
+from .text import answer_ids
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -143,6 +147,29 @@ class Bundle:
                 "shorten the question or train a bundle with a larger max_query_tokens"
             )
         return ids
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer, `<EOS>` last. Raises `BundleError` when it has no other token."""
+        (ids,) = answer_ids(self.tokenizer, [answer], self.manifest.special_ids.eos)
+        if len(ids) == 1:
+            raise BundleError(
+                f"answer {answer!r} has no tokens; write words that the tokenizer reads"
+            )
+        return ids
+
+    def answer_vectors(self, answers: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Vectors of answer texts: float32 [len(answers), dim], unit length.
+
+        Each runs alone and unpadded, so its bits do not depend on the others. Raises `BundleError`
+        when an answer has no tokens.
+        """
+        session = self.session("answer")
+        out = np.empty((len(answers), self.manifest.dims.embedding), dtype=np.float32)
+        for row, answer in zip(out, answers, strict=True):
+            ids = np.array([self.answer_ids(answer)], dtype=np.int64)  # [1, L]
+            length = np.array([ids.shape[1]], dtype=np.int64)
+            row[:] = session.run(["embedding"], {"ids": ids, "length": length})[0][0]
+        return out
 
     def fingerprint(self, query: str | None, prompt: str | None = None) -> str:
         """Fingerprint of the embedding space of one scenario of this bundle."""

@@ -27,7 +27,7 @@ from torch.export import Dim
 from .bundle import Bundle, seal
 from .errors import BundleError
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
-from .manifest import PROMPTS_FILE, TOKENIZER_FILE, Manifest, ModalitySpec
+from .manifest import GRAPHS, PROMPTS_FILE, TOKENIZER_FILE, Manifest, ModalitySpec
 from .model import Anchor
 
 OPSET = 23
@@ -95,12 +95,12 @@ def export_bundle(
 def check_parity(model: Anchor, bundle: Bundle, seed: int = 0) -> dict[str, Any]:
     """Largest absolute differences between model and graphs over several random shapes.
 
-    Keys: "event", "prefix" and "suffix" compare each graph with the same torch code; "full"
-    compares prefix then suffix in ONNX Runtime with one plain causal forward per question.
+    Keys: "event", "prefix", "suffix" and "answer" compare each graph with the same torch code;
+    "full" compares prefix then suffix in ONNX Runtime with one plain causal forward per question.
     Raises `BundleError` when one is above `TOLERANCE`.
     """
-    sessions = {graph: bundle.session(graph) for graph in ("event", "prefix", "suffix")}
-    worst = dict.fromkeys(("event", "prefix", "suffix", "full"), 0.0)
+    sessions = {graph: bundle.session(graph) for graph in GRAPHS}
+    worst = dict.fromkeys((*GRAPHS, "full"), 0.0)
     generator = np.random.default_rng(seed)
     for shape in _SHAPES:
         for name, difference in _compare(model, sessions, shape, generator).items():
@@ -187,12 +187,28 @@ def _compare(
     torch_vectors = model.suffix(
         t["ids"], t["qlen"], t["plen"], t["context"], t["prompt"], torch_state
     )
+    ids, length = _random_answers(model, (shape[0], shape[3]), generator)
+    answers = sessions["answer"].run(None, {"ids": ids, "length": length})[0]
     return {
         "event": _gap(event, model.event(torch.from_numpy(texts))),
         "prefix": max(_gap(a, b) for a, b in zip(state, torch_state, strict=True)),
         "suffix": _gap(vectors, torch_vectors),
         "full": _gap(vectors, reference(model, arrays)),
+        "answer": _gap(answers, model.answer(torch.from_numpy(ids), torch.from_numpy(length))),
     }
+
+
+def _random_answers(
+    model: Anchor, shape: tuple[int, int], generator: np.random.Generator
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Inputs of the answer graph for (A, L): padded at random lengths, each ending in `<eos>`."""
+    answers, width = shape
+    special = model.special
+    length = generator.integers(1, width + 1, answers)
+    ids = generator.integers(0, special.pad, shape)
+    ids[np.arange(width) >= length[:, None]] = special.pad
+    np.put_along_axis(ids, length[:, None] - 1, special.eos, axis=1)
+    return ids, length
 
 
 def _gap(ours: np.ndarray[Any, Any], theirs: Tensor) -> float:
@@ -241,6 +257,15 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
         [_free(0, 1, 2), *[_free(0, 1)] * 3, _free(0), *[_free(0, 2)] * len(state)],
         folder / "suffix.onnx",
         (*_SUFFIX_INPUTS, *state_names),
+        ["embedding"],
+    )
+    answers = _random_answers(model, (3, 5), np.random.default_rng(0))
+    _write(
+        _Entry(model, model.answer),
+        tuple(torch.from_numpy(array) for array in answers),
+        [_free(0, 1), _free(0)],
+        folder / "answer.onnx",
+        ["ids", "length"],
         ["embedding"],
     )
 

@@ -239,7 +239,8 @@ class Anchor(nn.Module):
     def answer(self, ids: Tensor, length: Tensor) -> Tensor:
         """Encode answers without a prefix: ids int64 [A,L], length int64 [A] -> [A,embedding]."""
         c = self.config
-        nothing = self.frequencies.new_zeros(1, c.kv_heads, 0, c.head_dim)
+        # One slot that plen = 0 hides: ONNX Runtime cannot reshape a prefix of no rows.
+        nothing = self.frequencies.new_zeros(1, c.kv_heads, 1, c.head_dim)
         x = self.token_in(self.tokens(ids)).unsqueeze(0)  # [1,A,L,D]
         keep = (length - 1).reshape(1, -1, 1)
         plen = torch.zeros_like(length).unsqueeze(0)

@@ -83,6 +83,12 @@ def tokenize(
     return ids
 
 
+def answer_ids(tokenizer: Tokenizer, texts: Sequence[str], eos: int) -> list[list[int]]:
+    """Token ids of each answer as the answer tower reads it: never cut, ending in `eos`."""
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [[*encoding.ids, eos] for encoding in encodings]
+
+
 def _parts(template: str) -> list[tuple[str, str | None]]:
     try:
         parsed = list(string.Formatter().parse(template))
