@@ -15,6 +15,7 @@ from feast_anchor.onnx_export.probe import (
     quantiles,
     rank_auc,
     stratified_folds,
+    transferred,
 )
 
 
@@ -100,9 +101,23 @@ def test_a_probe_trained_on_one_matrix_scores_another() -> None:
     """Columns turned to noise in the second matrix lose the signal; the same matrix keeps it."""
     x, y = two_classes(300, 6)
     folds = stratified_folds(y, 5, seed=0)
-    other = np.random.default_rng(5).permutation(x)
-    assert rank_auc(y, out_of_fold(x, y, folds, applied_to=other)) < 0.6
-    np.testing.assert_array_equal(out_of_fold(x, y, folds, applied_to=x), out_of_fold(x, y, folds))
+    noise = np.random.default_rng(5).permutation(x)
+    same, lost = transferred(x, [x, noise], y, folds)
+    assert rank_auc(y, lost) < 0.6
+    np.testing.assert_array_equal(same, out_of_fold(x, y, folds))
+
+
+def test_a_score_among_the_columns_is_kept_when_labels_are_few() -> None:
+    """With ten labels, a good score that starts at weight 1 outdoes one learned anew."""
+    generator = np.random.default_rng(4)
+    y = generator.integers(0, 2, 600)
+    good = y + generator.standard_normal(600)
+    x = np.column_stack([generator.standard_normal((600, 40)), good])
+    start = np.append(np.zeros(40), 1.0)
+    few = np.r_[np.flatnonzero(y == 0)[:5], np.flatnonzero(y == 1)[:5]]
+    kept, anew = (fit_probe(x[few], y[few], start=s).score(x) for s in (start, None))
+    assert rank_auc(y, kept) > rank_auc(y, anew) + 0.05
+    assert rank_auc(y, kept) > rank_auc(y, good) - 0.03
 
 
 def test_rank_auc_and_quantiles_count_ties_half() -> None:

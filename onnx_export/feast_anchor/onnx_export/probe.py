@@ -9,6 +9,7 @@ inner folds of one probe are fitted together by Newton's method.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +41,16 @@ class Probe:
         return out + self.bias
 
 
-def fit_probe(x: Array, y: Array, seed: int = 0) -> Probe:
+def fit_probe(x: Array, y: Array, seed: int = 0, start: Array | None = None) -> Probe:
     """Logistic regression on standardised columns, strength by stratified cross-validation.
 
     Args:
         x: [N, D]; constant columns are harmless.
         y: 0 or 1 [N].
         seed: of the inner folds: five, or as many as the rarer class has members.
+        start: weights of the standardised columns before any label is seen [D]; leaving them is
+            what the penalty prices. A column that is itself a score starts at 1, so that with few
+            labels it is corrected, not learned anew. Zeros when None.
 
     Raises:
         SourceError: a class has fewer than two users.
@@ -62,9 +66,13 @@ def fit_probe(x: Array, y: Array, seed: int = 0) -> Probe:
     scale = np.where(scale > 1e-12 * (1 + np.abs(mean)), scale, np.inf)  # constant: no weight
     axes = _axes((x - mean) / scale)  # [D, R]
     z = (x - mean) / scale @ axes  # [N, D] -> [N, R]
-    strength = _choose_strength(z, y, stratified_folds(y, min(_FOLDS, rarer), seed))
-    (solved,) = _minimise(z, y, np.ones((1, len(y))), np.array([strength]))
-    return Probe(mean, scale, axes @ solved[:-1], float(solved[-1]), strength)
+    origin = np.zeros(x.shape[1]) if start is None else np.asarray(start, dtype=np.float64)
+    folds = stratified_folds(y, min(_FOLDS, rarer), seed)
+    strength = _choose_strength(z, y, origin @ axes, folds)
+    every = np.ones((1, len(y)))
+    (solved,) = _minimise(z, y, origin @ axes, every, np.array([strength]))
+    weights = origin + axes @ (solved[:-1] - origin @ axes)
+    return Probe(mean, scale, weights, float(solved[-1]), strength)
 
 
 def stratified_folds(y: Array, folds: int, seed: int) -> Array:
@@ -80,9 +88,25 @@ def stratified_folds(y: Array, folds: int, seed: int) -> Array:
 
 
 def out_of_fold(
-    x: Array, y: Array, folds: Array, applied_to: Array | None = None, seed: int = 0
+    x: Array, y: Array, folds: Array, seed: int = 0, start: Array | None = None
 ) -> Array:
     """Each row's score from a probe that did not see its fold: float64 [N] in (0, 1).
+
+    As `transferred`, to the columns that were trained on.
+    """
+    found: Array = transferred(x, [x], y, folds, seed, start)[0]
+    return found
+
+
+def transferred(
+    x: Array,
+    others: Sequence[Array],
+    y: Array,
+    folds: Array,
+    seed: int = 0,
+    start: Array | None = None,
+) -> Array:
+    """Out-of-fold scores of other columns by the probes of `x`: float64 [len(others), N].
 
     Probes of different folds have different scales, so that their raw scores cannot be ranked in
     one list. Each fold's scores are therefore replaced by their quantiles within the fold, which
@@ -90,20 +114,20 @@ def out_of_fold(
 
     Args:
         x: columns to train on [N, D].
+        others: columns to score, each [N, D], such as the vectors of another phrasing.
         y: 0 or 1 [N].
         folds: fold of each row [N], from `stratified_folds`.
-        applied_to: columns to score instead of `x` [N, D], such as another phrasing's vectors.
-        seed: of each probe's inner folds.
+        seed, start: as of `fit_probe`.
 
     Raises:
         SourceError: a training part has fewer than two users of a class.
     """
-    scored = x if applied_to is None else applied_to
-    out = np.empty(len(y), dtype=np.float64)
+    out = np.empty((len(others), len(y)), dtype=np.float64)
     for fold in np.unique(folds):
         held = folds == fold
-        probe = fit_probe(x[~held], y[~held], seed)
-        out[held] = quantiles(probe.score(scored[held]))
+        probe = fit_probe(x[~held], y[~held], seed, start)
+        for row, other in zip(out, others, strict=True):
+            row[held] = quantiles(probe.score(other[held]))
     return out
 
 
@@ -138,11 +162,11 @@ def _axes(z: Array) -> Array:
     return out
 
 
-def _choose_strength(z: Array, y: Array, folds: Array) -> float:
+def _choose_strength(z: Array, y: Array, origin: Array, folds: Array) -> float:
     """The strength with the best mean AUC over the inner folds; the weakest of equals."""
     held = folds == np.unique(folds)[:, None]  # [F, N]
     weight = np.repeat(~held, len(STRENGTHS), axis=0).astype(np.float64)  # [F*C, N]
-    solved = _minimise(z, y, weight, np.tile(STRENGTHS, len(held)))
+    solved = _minimise(z, y, origin, weight, np.tile(STRENGTHS, len(held)))
     scores = solved[:, :-1] @ z.T  # [F*C, N]; the bias does not change a ranking
     found = [
         rank_auc(y[fold], score[fold])
@@ -152,45 +176,61 @@ def _choose_strength(z: Array, y: Array, folds: Array) -> float:
     return STRENGTHS[int(np.argmax(mean))]
 
 
-def _minimise(z: Array, y: Array, weight: Array, strength: Array) -> Array:
-    """Minimise |w|^2 / 2 + C * sum(weight * log loss) for B problems at once: [B, R + 1].
+@dataclass(frozen=True)
+class _Problem:
+    """B regressions over the same rows: |w - origin|^2 / 2 + sum(cost * log loss)."""
 
-    z: [N, R], y: [N], weight: [B, N], strength: [B]. The last number of each result is the bias,
-    which is not penalised.
+    x: Array  # [N, R+1], the last column ones
+    y: Array  # [N]
+    cost: Array  # [B, N]
+    origin: Array  # [R+1]
+    penalty: Array  # [R+1]: 1, but 0 for the bias
+
+    def value(self, at: Array) -> Array:
+        margin = (1 - 2 * self.y) * (at @ self.x.T)  # [B, N]
+        loss = (self.cost * np.logaddexp(0, margin)).sum(axis=1)
+        out: Array = 0.5 * ((at - self.origin) ** 2 * self.penalty).sum(axis=1) + loss
+        return out
+
+    def newton_step(self, at: Array) -> Array:
+        p = 0.5 * (1 + np.tanh(at @ self.x.T / 2))  # [B, N]
+        gradient = (at - self.origin) * self.penalty + (self.cost * (p - self.y)) @ self.x
+        curvature = self.cost * p * (1 - p)
+        hessian = np.stack([(self.x.T * row) @ self.x for row in curvature])  # [B, R+1, R+1]
+        hessian += np.diag(self.penalty)
+        out: Array = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        return out
+
+
+def _minimise(z: Array, y: Array, origin: Array, weight: Array, strength: Array) -> Array:
+    """Weights and bias of B regressions: [B, R + 1].
+
+    z: [N, R], y: [N], origin: [R], weight of each row: [B, N], strength: [B].
     """
-    x = np.hstack([z, np.ones((len(z), 1))])  # [N, R+1]
-    penalty = np.append(np.ones(z.shape[1]), 0.0)
-    cost = weight * strength[:, None]  # [B, N]
-    at = np.zeros((len(weight), x.shape[1]))
-    value = _objective(x, y, cost, penalty, at)
+    problem = _Problem(
+        x=np.hstack([z, np.ones((len(z), 1))]),
+        y=y,
+        cost=weight * strength[:, None],
+        origin=np.append(origin, 0.0),
+        penalty=np.append(np.ones(z.shape[1]), 0.0),
+    )
+    at = np.tile(problem.origin, (len(weight), 1))
+    value = problem.value(at)
     for _ in range(_MOST_STEPS):
-        p = 0.5 * (1 + np.tanh(at @ x.T / 2))  # [B, N]
-        gradient = at * penalty + (cost * (p - y)) @ x  # [B, R+1]
-        curvature = cost * p * (1 - p)
-        hessian = np.stack([(x.T * row) @ x for row in curvature]) + np.diag(penalty)
-        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        at, value, moved = _descend(x, y, cost, penalty, at, value, step)
+        at, value, moved = _descend(problem, at, value)
         if moved < 1e-4:  # the error left is its square
             break
     return at
 
 
-def _descend(
-    x: Array, y: Array, cost: Array, penalty: Array, at: Array, value: Array, step: Array
-) -> tuple[Array, Array, float]:
-    """Take the step, halved where the objective would rise; says how far the furthest moved."""
-    size = np.ones(len(at))
+def _descend(problem: _Problem, at: Array, value: Array) -> tuple[Array, Array, float]:
+    """One Newton step, halved where the objective would rise; says how far the furthest moved."""
+    step, size = problem.newton_step(at), np.ones(len(at))
     for _ in range(30):
         moved = at - size[:, None] * step
-        now = _objective(x, y, cost, penalty, moved)
+        now = problem.value(moved)
         worse = now > value + 1e-12 * np.abs(value)
         if not worse.any():
             break
         size = np.where(worse, size / 2, size)
     return moved, now, float(np.abs(moved - at).max())
-
-
-def _objective(x: Array, y: Array, cost: Array, penalty: Array, at: Array) -> Array:
-    margin = (1 - 2 * y) * (at @ x.T)  # [B, N]
-    out: Array = 0.5 * (at**2 * penalty).sum(axis=1) + (cost * np.logaddexp(0, margin)).sum(axis=1)
-    return out
