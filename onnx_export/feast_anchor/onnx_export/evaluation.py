@@ -149,6 +149,12 @@ def paired_difference(one: Measured, other: Measured) -> Estimate:
     return mean_over_scenarios(one.auc - other.auc, one.auc_rounds - other.auc_rounds)
 
 
+def paired_ratio(one: Measured, other: Measured) -> Estimate:
+    """Mean AUC of `one` divided by that of `other`."""
+    rounds = _nan_mean(one.auc_rounds) / _nan_mean(other.auc_rounds)
+    return interval(_nan_mean(one.auc) / _nan_mean(other.auc), rounds)
+
+
 def bootstrap_auc_interval(
     y: Array, score: Array, seed: int, rounds: int = 500
 ) -> tuple[float, float]:

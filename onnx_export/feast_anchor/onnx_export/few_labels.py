@@ -106,6 +106,8 @@ def few_labels(
         counted = np.concatenate((np.ones_like(weights[:1]), weights))[:, draw.scored]
         for name, method in methods.items():
             score = method(draw.scenario, draw.labelled, y[draw.labelled], draw.scored, draw.seed)
+            if np.isnan(score).any():
+                continue  # a method may have nothing to say of a scenario
             found = weighted_auc_ks(y[draw.scored], score, counted)[0]
             auc[name, size][draw.number, draw.scenario] = found[0]
             rounds[name, size][draw.number, draw.scenario] = found[1:]

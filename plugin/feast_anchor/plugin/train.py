@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +28,10 @@ from .planning import event_source
 from .spec import ARROW_KEYS
 from .views import Modality
 
-MODEL_EXTRA = ("torch", "onnx", "onnxscript")
+if TYPE_CHECKING:
+    from feast_anchor.onnx_export.training import TrainConfig
+
+MODEL_EXTRA = ("torch", "onnx", "onnxscript", "sklearn", "lightgbm", "matplotlib")
 
 
 def train_bundle_from_repo(
@@ -37,6 +41,7 @@ def train_bundle_from_repo(
     cut: datetime,
     out: Path,
     held_out: Collection[str] = (),
+    config: TrainConfig | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Manifest:
     """Train on the events of a feature repo and write a bundle.
@@ -48,6 +53,7 @@ def train_bundle_from_repo(
         cut: only events strictly before this instant (time-zone aware) are read.
         out: the bundle's folder, replaced as a whole.
         held_out: entity keys that must not be trained on.
+        config: budget and sizes, from `train_config`; the defaults when None.
         on_progress: called with a message and the fraction done, 0 to 1.
 
     Raises:
@@ -58,15 +64,8 @@ def train_bundle_from_repo(
     sources, entity = sources_of(declared, repo)
     for source in sources:
         check_source(source)
-    try:
+    with needs_train_extra():
         from feast_anchor.onnx_export.training import train_bundle
-    except ModuleNotFoundError as error:
-        if error.name not in MODEL_EXTRA:
-            raise
-        raise SpecError(
-            f"training needs {error.name!r}, which comes with the train extra: "
-            "pip install 'feast-anchor[train]'"
-        ) from error
     return train_bundle(
         read_events(sources),
         [modality.declaration().as_spec() for modality in declared],
@@ -74,8 +73,39 @@ def train_bundle_from_repo(
         out=out,
         entity=entity,
         held_out=held_out,
+        config=config,
         on_progress=on_progress,
     )
+
+
+def train_config(settings: Mapping[str, Any], where: str) -> TrainConfig:
+    """A training configuration from a table of settings, such as one read from TOML.
+
+    Args:
+        settings: fields of `TrainConfig`; tables inside it, such as `model`, hold fields too.
+        where: what to call the table in messages.
+
+    Raises:
+        SpecError: a field that does not exist or has another type; the `train` extra is missing.
+    """
+    with needs_train_extra():
+        from feast_anchor.onnx_export.training import TrainConfig
+    made: TrainConfig = _made(TrainConfig, settings, where)
+    return made
+
+
+@contextmanager
+def needs_train_extra() -> Iterator[None]:
+    """Say how to install what training imports, where that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in MODEL_EXTRA:
+            raise
+        raise SpecError(
+            f"training needs {error.name!r}, which comes with the train extra: "
+            "pip install 'feast-anchor[train]'"
+        ) from error
 
 
 def sources_of(modalities: Sequence[Modality], repo: Path) -> tuple[tuple[EventSource, ...], str]:
@@ -126,6 +156,31 @@ def inside(repo: Path) -> Iterator[None]:
     finally:
         os.chdir(before)
         sys.path.remove(str(repo.absolute()))
+
+
+def _made(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
+    """A frozen dataclass from a table of its fields."""
+    types = get_type_hints(kind)
+    unknown = sorted(set(settings) - set(types))
+    if unknown:
+        raise SpecError(f"{where} has no setting {unknown}; it has {sorted(types)}")
+    values = {}
+    for name, value in settings.items():
+        wanted = types[name]
+        if is_dataclass(wanted):
+            value = _made(wanted, _table(value, f"{where}.{name}"), f"{where}.{name}")
+        elif wanted is float and type(value) is int:
+            value = float(value)
+        elif wanted in (int, float, bool, str) and type(value) is not wanted:
+            raise SpecError(f"{where}.{name} is {value!r}, expected {wanted.__name__}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SpecError(f"{where} is {value!r}, expected a table of settings")
+    return value
 
 
 def _entity(modalities: Sequence[Modality]) -> tuple[str, str, str]:

@@ -21,6 +21,8 @@ from .users import Labelled
 Array = np.ndarray[Any, Any]
 Stage = Callable[[str], None]
 
+_LEAST = 10  # earlier rows of each class that trees are fitted on
+
 
 class Fitted(Protocol):
     """Anything that was fitted and can score."""
@@ -118,12 +120,15 @@ def _window_scores(
     reported: Array,
     seed: int,
 ) -> Array:
-    """Scores [S, N] of the reported users by trees on other users' earlier windows."""
+    """Scores [S, N] of the reported users by trees on other users' earlier windows.
+
+    NaN in scenarios that had too few of one class then.
+    """
     users = np.concatenate([np.array(moment.users) for moment in windows])
     labels = np.concatenate([moment.y for moment in windows], axis=1)  # [S, rows]
-    scores = []
-    for y in labels:
+    out = np.full((len(labels), len(reported)), np.nan)
+    for scores, y in zip(out, labels, strict=True):
         known = y >= 0
-        fitted = fit(x[known], y[known], seed, users[known].tolist())
-        scores.append(fitted.score(reported))
-    return np.stack(scores)
+        if min(np.sum(y == 0), np.sum(y == 1)) >= _LEAST:
+            scores[:] = fit(x[known], y[known], seed, users[known].tolist()).score(reported)
+    return out

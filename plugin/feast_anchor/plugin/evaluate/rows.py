@@ -146,8 +146,8 @@ def few_label_methods(features: Features, vectors: Vectors) -> dict[str, Method]
 
 
 def beside(columns: Array, score: Array) -> Array:
-    """Columns [N, D] with one score [N] as the last: [N, D + 1]."""
-    return np.hstack([columns, score[:, None]])
+    """Columns [N, D] with one score [N] as the last, 0 where there is none: [N, D + 1]."""
+    return np.hstack([columns, np.nan_to_num(score)[:, None]])
 
 
 def begin(width: int) -> Array:
