@@ -50,7 +50,7 @@ class ScenarioConfig(_Frozen):
 class FullVariant(_Frozen):
     """One configuration of `--full`: a name and what it changes of [train]."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")  # becomes a folder
     train: dict[str, Any] = Field(default_factory=dict)
 
 
