@@ -25,7 +25,7 @@ from feast_anchor.onnx_export.bundle import Bundle, sha256_file
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.evaluation import resample
 from feast_anchor.onnx_export.few_labels import Curve, few_labels
-from feast_anchor.onnx_export.manifest import ModalitySpec, canonical_sha256
+from feast_anchor.onnx_export.manifest import Dims, ModalitySpec, canonical_sha256
 from feast_anchor.transforms import scoring as scoring_code
 from feast_anchor.transforms.events import EventSource, check_source, input_snapshot
 
@@ -168,8 +168,9 @@ def run_cell(
     }
     board = Board(labels.y, config.seed, os.cpu_count() or 1)
     rows, found_curve = _scored(
-        config, tables, board, vectors, everyone - unseen, stages, baselines, curve
-    )
+        config, tables, board, vectors, everyone - unseen, bundle.manifest.dims, stages,
+        baselines, curve,
+    )  # fmt: skip
     cell = Cell(
         labels.users, labels.y, ordered(rows), _plane(vectors), facts | {"seconds": stages.seconds}
     )
@@ -183,6 +184,7 @@ def _scored(
     board: Board,
     vectors: Vectors,
     fit_users: set[str],
+    dims: Dims,
     stages: Stages,
     baselines: bool,
     curve: bool,
@@ -197,7 +199,7 @@ def _scored(
     with stages.stage("baselines"), needs_train_extra():
         features = make_features(
             config, tables.modalities, tables.events, vectors.users, sorted(fit_users),
-            tables.earlier, stages.report,
+            tables.earlier, dims, stages.report,
         )  # fmt: skip
         for name, scores in baseline_rows(board, features, vectors):
             stages.report(name)

@@ -13,13 +13,20 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from feast_anchor.onnx_export.manifest import ModalitySpec
+from feast_anchor.onnx_export.manifest import Dims, ModalitySpec
 
 from .config import EvaluationConfig
 from .users import Labelled
 
 Array = np.ndarray[Any, Any]
-Stage = Callable[[str], None]
+
+
+class Stage(Protocol):
+    """Told what is being done and, where that takes long, the share done."""
+
+    def __call__(self, text: str, fraction: float | None = None, /) -> None:
+        """Say it."""
+
 
 _LEAST = 10  # earlier rows of each class that trees are fitted on
 
@@ -57,6 +64,7 @@ def make_features(
     users: Sequence[str],
     fit_users: Sequence[str],
     earlier: Sequence[Labelled],
+    dims: Dims,
     stage: Stage,
 ) -> Features:
     """Compute every baseline's columns.
@@ -68,7 +76,8 @@ def make_features(
         users: reported users, rows of the result.
         fit_users: users that nothing is reported on.
         earlier: labels at as-of times whose windows are over by the cut, of any users.
-        stage: told what comes next.
+        dims: the model's, for a sequence encoder of the same size.
+        stage: told what comes next, and how much of it is done.
     """
     from feast_anchor.onnx_export import baselines, sasrec, trees
 
@@ -101,7 +110,8 @@ def make_features(
     stage("factorisation")
     factors = baselines.factorisation(events, users, cut, fit_users, seed=seed)
     stage("sequence encoder")
-    encoder = sasrec.fit_sequence_encoder(events, modalities, fit_users, cut, seed=seed)
+    size = sasrec.SasrecConfig(hidden=dims.hidden, layers=dims.layers, heads=dims.heads, seed=seed)
+    encoder = sasrec.train_sasrec(events, modalities, cut, fit_users, size, stage)
     return Features(
         activity=baselines.activity_features(events, users, cut, modalities),
         tabular=tabular,
