@@ -15,7 +15,7 @@ TRAINING_SIDE = frozenset(
         *("model", "decoder", "evidence", "text_encoder", "pretrained", "backbones", "sentence"),
         *("lora", "vocabulary", "batches", "corpus", "losses", "objective", "negatives"),
         *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
-        *("export", "evaluation", "prompts", "baselines", "trees", "sasrec"),
+        *("export", "evaluation", "prompts", "baselines", "trees", "sasrec", "past"),
     }
 )
 TRAINING_LIBRARIES = frozenset(

@@ -87,25 +87,33 @@ def read_config(path: Path) -> TrainConfig:
         raise SpecError(f"no training configuration at {path}; correct the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error
-    _refuse_unknown(path, TrainConfig, values, "")
+    return config_from(values, str(path))
+
+
+def config_from(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A `TrainConfig` from a table of settings; `where` is what messages call the table.
+
+    Raises `SpecError` for an unknown key, a value of the wrong type or a number out of range.
+    """
+    _refuse_unknown(where, TrainConfig, values, "")
     try:  # as JSON: there a list may become a tuple, which strict mode refuses of Python objects
         text = json.dumps(values, default=str)
         return TypeAdapter(TrainConfig).validate_json(text, strict=True)
     except ValidationError as error:
-        raise SpecError(f"{path}: {'; '.join(map(_sentence, error.errors()))}") from error
+        raise SpecError(f"{where}: {'; '.join(map(_sentence, error.errors()))}") from error
 
 
-def _refuse_unknown(path: Path, kind: Any, values: Mapping[str, Any], where: str) -> None:
-    """`where` is the prefix of the keys, such as "model."."""
+def _refuse_unknown(where: str, kind: Any, values: Mapping[str, Any], prefix: str) -> None:
+    """`prefix` is that of the keys, such as "model."."""
     types = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {where + near[0]!r}?" if near else f"known keys: {known}"
-            raise SpecError(f"{path} has the unknown key {where + key!r}; {hint}")
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"known keys: {known}"
+            raise SpecError(f"{where} has the unknown key {prefix + key!r}; {hint}")
         if is_dataclass(types[key]) and isinstance(value, dict):
-            _refuse_unknown(path, types[key], value, f"{where}{key}.")
+            _refuse_unknown(where, types[key], value, f"{prefix}{key}.")
 
 
 def _sentence(error: ErrorDetails) -> str:

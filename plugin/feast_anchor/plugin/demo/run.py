@@ -216,11 +216,8 @@ def _random_moments(repo: Path) -> pd.DataFrame:
 
 def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     """AUC on held-out households of a linear probe: right query, no query, counts."""
-    from feast_anchor.onnx_export.evaluation import (
-        count_features,
-        frequent_texts,
-        linear_probe,
-    )
+    from feast_anchor.onnx_export.evaluation import count_features, frequent_texts
+    from feast_anchor.onnx_export.probe import fit_probe
 
     joined = joined[joined[CONTROL].notna()].sort_values("household_id", ignore_index=True)
     test = joined["held_out"].to_numpy(dtype=bool)
@@ -241,7 +238,7 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
             "counts": counts,
         }
         scores = {
-            variant: linear_probe(x[~test], y[~test], x[test]) for variant, x in inputs.items()
+            variant: fit_probe(x[~test], y[~test]).score(x[test]) for variant, x in inputs.items()
         }
         result[name] = {"positives": float(y.mean())} | {
             variant: _with_interval(y[test], score) for variant, score in scores.items()
