@@ -35,6 +35,7 @@ class Question:
     """One question and several ways to put it."""
 
     phrasings: tuple[str, ...]
+    family: str = "general"  # which part of the code asks it
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .corpus import DAY, Corpus, Question, read_events, rows_before, snapshots
+from .attributes import attributes_corpus
+from .corpus import DAY, Corpus, Question, rows_before
+from .future import behaviour_corpus
 from .inputs import Ints
 from .manifest import ModalitySpec
+from .scope import Scope, join, make_scope
 from .topics import field_values, find_topics, template_words
 
 _PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")  # six hours each, from 00:00 UTC
@@ -49,10 +52,25 @@ def build_corpus(
     Raises:
         SourceError: there is nothing to train on or the table is not as declared.
     """
-    events = read_events(table, modalities, cut, held_out)
-    user, as_of, horizons = snapshots(events, modalities, cut, snapshots_per_user, seed)
+    scope = make_scope(
+        table,
+        modalities,
+        cut=cut,
+        entity=entity,
+        held_out=held_out,
+        snapshots_per_user=snapshots_per_user,
+        topics=topics,
+        seed=seed,
+    )
+    return join([family(scope) for family in FAMILIES.values()])
+
+
+def general_corpus(scope: Scope) -> Corpus:
+    """Yes/no, frequency and profile questions about modalities, topics and columns."""
+    events, user, as_of, horizons = scope.events, scope.user, scope.as_of, scope.horizons
+    modalities, entity, topics = scope.modalities, scope.entity, scope.topics
     maker = _Maker(Corpus(events, user, as_of, (), (), np.empty((len(user), 0), np.int64)), entity)
-    maker.cut = round(cut.timestamp() * 1_000_000)
+    maker.cut = scope.cut
     for index, spec in enumerate(modalities):
         if spec.kind == "table":
             maker.table_questions(index, spec)
@@ -295,3 +313,11 @@ def _thirds(values: Any, any_at_all: Any) -> Ints:
 def _varies(column: Ints) -> bool:
     """Whether a question has two different answers somewhere: else it teaches nothing."""
     return len(np.unique(column[column >= 0])) > 1
+
+
+FAMILIES = {
+    "general": general_corpus,
+    "behaviour": behaviour_corpus,
+    "attributes": attributes_corpus,
+}
+"""Name -> maker of one family of questions, in the order of their columns."""
