@@ -19,7 +19,7 @@ from .corpus import DAY, Corpus, Question, rows_before
 from .future import behaviour_corpus
 from .inputs import Ints
 from .manifest import ModalitySpec
-from .scope import Scope, join, make_scope
+from .scope import Family, Scope, join, make_scope
 from .topics import field_values, find_topics, template_words
 
 _PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")  # six hours each, from 00:00 UTC
@@ -315,7 +315,7 @@ def _varies(column: Ints) -> bool:
     return len(np.unique(column[column >= 0])) > 1
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     "general": general_corpus,
     "behaviour": behaviour_corpus,
     "attributes": attributes_corpus,

@@ -7,7 +7,7 @@ whatever it computes. A family hands back columns; `join` puts families side by 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -77,6 +77,10 @@ class Scope:
             labels[:, position] = np.array([*ids, -1])[column.which]
         questions = tuple(Question(tuple(dict.fromkeys(c.phrasings)), family) for c in kept)
         return Corpus(self.events, self.user, self.as_of, questions, tuple(answers), labels)
+
+
+Family = Callable[[Scope], Corpus]
+"""Makes the questions of one family over the rows of a scope."""
 
 
 def make_scope(
