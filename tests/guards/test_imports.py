@@ -11,9 +11,13 @@ from guards.sources import Module, imported_names, modules, within
 
 # The modules of onnx_export that train and export. All others run where torch is not installed.
 TRAINING_SIDE = frozenset(
-    {"model", "batches", "corpus", "losses", "training", "export", "evaluation", "prompts"}
+    {
+        *("model", "batches", "corpus", "losses", "objective", "negatives"),
+        *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
+        *("export", "evaluation", "prompts"),
+    }
 )
-TRAINING_LIBRARIES = frozenset({"torch", "onnx", "onnxscript", "sklearn"})
+TRAINING_LIBRARIES = frozenset({"torch", "onnx", "onnxscript", "sklearn", "matplotlib"})
 
 # Dependencies point down: plugin -> transforms -> onnx_export.
 FORBIDDEN = {

@@ -99,8 +99,15 @@ def test_another_digest_than_pinned_is_refused(bundle_folder: Path) -> None:
 
 def test_a_newer_format_is_refused(folder: Path) -> None:
     """A bundle of a later version asks for an upgrade."""
-    edit_manifest(folder, format_version=2)
+    edit_manifest(folder, format_version=3)
     with pytest.raises(BundleError, match="upgrade feast-anchor"):
+        Bundle.open(folder)
+
+
+def test_an_older_format_is_refused(folder: Path) -> None:
+    """A bundle without the answer graph says what it lacks and that training makes a new one."""
+    edit_manifest(folder, format_version=1)
+    with pytest.raises(BundleError, match="no answer graph; .* train the bundle again"):
         Bundle.open(folder)
 
 
@@ -231,3 +238,42 @@ def test_an_unknown_prompt_is_refused(bundle_folder: Path) -> None:
     """A prompt that the bundle does not have is named with those it has."""
     with pytest.raises(BundleError, match="no prompt 'churn'"):
         Bundle.open(bundle_folder).fingerprint("a question", prompt="churn")
+
+
+def test_an_answer_is_read_as_in_training(bundle_folder: Path, monkeypatch: Any) -> None:
+    """Each text goes into the answer graph alone: its tokens, then <EOS>, and nothing padded."""
+    bundle = Bundle.open(bundle_folder)
+    seen: list[dict[str, list[Any]]] = []
+
+    class Recorder:
+        def run(self, _: list[str], feed: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
+            seen.append({name: array.tolist() for name, array in feed.items()})
+            return [np.full((1, 16), len(seen), dtype=np.float32)]
+
+    monkeypatch.setattr(Bundle, "session", lambda _, graph: {"answer": Recorder()}[graph])
+    vectors = bundle.answer_vectors(["Yes, produce", "no"])
+    asked = [bundle.tokenizer.encode(text).ids for text in ("yes produce", "no")]
+    eos = bundle.manifest.special_ids.eos
+    assert seen == [{"ids": [[*ids, eos]], "length": [len(ids) + 1]} for ids in asked]
+    assert vectors.dtype == np.float32
+    assert vectors.tolist() == [[1.0] * 16, [2.0] * 16]
+
+
+def test_an_answers_vector_does_not_depend_on_the_others(bundle_folder: Path) -> None:
+    """Alone, among others and in another order: the same bits, each of length one."""
+    bundle = Bundle.open(bundle_folder)
+    texts = ["yes, produce", "no", "never, visits: ham and a great deal more of it"]
+    together = bundle.answer_vectors(texts)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert len(np.unique(together, axis=0)) == 3
+    assert bundle.answer_vectors(texts[::-1])[::-1].tobytes() == together.tobytes()
+    for text, vector in zip(texts, together, strict=True):
+        assert bundle.answer_vectors([text]).tobytes() == vector.tobytes()
+    assert bundle.answer_vectors([]).shape == (0, 16)
+
+
+@pytest.mark.parametrize("text", ["", " ", "?!"])
+def test_an_answer_without_tokens_is_refused(bundle_folder: Path, text: str) -> None:
+    """<EOS> alone answers nothing."""
+    with pytest.raises(BundleError, match="has no tokens"):
+        Bundle.open(bundle_folder).answer_vectors(["yes", text])

@@ -18,7 +18,7 @@ from feast_anchor.onnx_export.export import (
     state_tensors,
 )
 from feast_anchor.onnx_export.inputs import suffix_ids
-from feast_anchor.onnx_export.manifest import Manifest
+from feast_anchor.onnx_export.manifest import GRAPHS, Manifest
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
 from tiny import TINY_MODALITIES
 
@@ -68,13 +68,14 @@ def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
             [value.name for value in bundle.session(graph).get_inputs()],
             [value.name for value in bundle.session(graph).get_outputs()],
         )
-        for graph in ("event", "prefix", "suffix")
+        for graph in GRAPHS
     }
     state = ["k_0", "v_0", "k_1", "v_1"]
     assert names["event"] == (["ids"], ["vector"])
     assert names["prefix"] == (["vectors", "features", "modality"], state)
     suffix = ["ids", "qlen", "plen", "context", "prompt", *state]
     assert names["suffix"] == (suffix, ["embedding"])
+    assert names["answer"] == (["ids", "length"], ["embedding"])
     assert bundle.manifest.state == state_tensors(2) == tuple(state)
 
 
@@ -85,6 +86,41 @@ def test_graphs_run_on_single_items(bundle: Bundle, run: Any) -> None:
     vectors = run(arrays)
     assert vectors.shape == (1, 1, bundle.manifest.dims.embedding)
     assert np.linalg.norm(vectors) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (17, 2)])
+def test_the_answer_graph_runs_on_any_number_of_answers(
+    bundle: Bundle, shape: tuple[int, int]
+) -> None:
+    """One answer of one token, a long one, many: unit vectors that padding does not move."""
+    special = bundle.manifest.special_ids
+    ids = np.random.default_rng(0).integers(0, special.pad, shape)
+    ids[:, -1] = special.eos
+    length = np.full(shape[0], shape[1])
+    (vectors,) = bundle.session("answer").run(None, {"ids": ids, "length": length})
+    assert vectors.shape == (shape[0], bundle.manifest.dims.embedding)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    padded = np.pad(ids, ((0, 0), (0, 5)), constant_values=special.pad)
+    (same,) = bundle.session("answer").run(None, {"ids": padded, "length": length})
+    np.testing.assert_allclose(same, vectors, atol=1e-6, rtol=0)
+
+
+def test_the_parity_of_every_graph_is_recorded(bundle: Bundle) -> None:
+    """The manifest holds the largest difference of each graph, below the tolerance."""
+    parity = bundle.manifest.parity
+    assert parity["max_abs_difference"].keys() == {*GRAPHS, "full"}
+    assert max(parity["max_abs_difference"].values()) <= parity["tolerance"]
+
+
+def test_another_answer_tower_fails_the_parity_check(bundle: Bundle, tmp_path: Path) -> None:
+    """An answer graph that differs from the model is found, not only the graphs of vectors."""
+    torch.manual_seed(0)
+    model = untrained(bundle.manifest)
+    info = BundleInfo("b", "customer_id", TINY_MODALITIES, 8, 8, {})
+    export_bundle(model, bundle.tokenizer, info, tmp_path / "b")
+    (tmp_path / "b" / "answer.onnx").write_bytes((bundle.folder / "answer.onnx").read_bytes())
+    with pytest.raises(BundleError, match=r"differ from the model by \{'answer': [^,]*\}"):
+        check_parity(model, Bundle(tmp_path / "b", bundle.manifest))
 
 
 def test_neighbours_and_padding_do_not_move_a_vector(bundle: Bundle, run: Any) -> None:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from feast_anchor.onnx_export.batches import train_tokenizer
 from feast_anchor.onnx_export.errors import SpecError
-from feast_anchor.onnx_export.text import render, template_columns, tokenize
+from feast_anchor.onnx_export.text import answer_ids, render, template_columns, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,11 @@ def test_tokens_are_cut_and_padded_to_one_width(tokenizer: Tokenizer) -> None:
 def test_empty_text_is_padding_only(tokenizer: Tokenizer) -> None:
     """A text without a token is a row of padding, not an error."""
     assert tokenize(tokenizer, [""], 3, pad=7).tolist() == [[7, 7, 7]]
+
+
+def test_an_answer_ends_in_eos_and_is_never_cut(tokenizer: Tokenizer) -> None:
+    """However long it is and whatever stands beside it; a blank one is <EOS> alone."""
+    long = "tea in dry " * 40
+    ids = answer_ids(tokenizer, ["tea in dry", long, " "], eos=7)
+    own = tokenizer.encode("tea in dry").ids
+    assert ids == [[*own, 7], [*own * 40, 7], [7]]

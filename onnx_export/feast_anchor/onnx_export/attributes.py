@@ -16,7 +16,10 @@ import numpy as np
 from .corpus import DAY, Corpus
 from .inputs import Ints
 from .manifest import ModalitySpec
-from .scope import Bools, Column, Scope, running_sum, span, thirds
+from .questions import local_times, running_sum, span, thirds
+from .scope import Bools, Column, Scope
+
+FAMILY = "attributes"
 
 _FEW = 3  # events or gaps below which nothing is said about a habit
 _GROUP = 9  # amounts below which a text has no price level of its own
@@ -89,7 +92,7 @@ _DAYS = ("weekday {}", "{} on any day", "weekend {}")
 
 def attributes_corpus(scope: Scope) -> Corpus:
     """The attribute questions of every timed modality."""
-    return scope.columns(_columns(scope), "attributes")
+    return scope.columns(_columns(scope))
 
 
 def _columns(scope: Scope) -> Iterator[Column]:
@@ -110,6 +113,7 @@ class _Asker:
         self.count = running_sum(self.own)
         self.long, self.short = scope.horizons[-1], scope.horizons[0]
         self.end = scope.after(self.long)
+        self.day = local_times(scope.events.times, scope.timezone) // DAY  # [N]
 
     def columns(self) -> Iterator[Column]:
         """All of them, past before coming."""
@@ -135,19 +139,19 @@ class _Asker:
         days = days or self.long
         words = {"who": self.scope.entity, "name": self.spec.name, "days": days, "span": span(days)}
         asked = [phrasing.format(**words) for phrasing in _ASKED[what]]
-        return Column(asked, [answer.format(self.spec.name) for answer in answers], which)
+        return Column(FAMILY, asked, [answer.format(self.spec.name) for answer in answers], which)
 
     def regularity(self) -> Column:
         """Standard deviation of the gaps between active days over their mean, in terciles."""
-        scope, times = self.scope, self.scope.events.times
+        scope = self.scope
         spread = np.full(len(scope.user), np.nan)
         first, last = np.searchsorted(self.rows, (scope.first, scope.now))
         for row, (start, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-            gaps = np.diff(np.unique(times[self.rows[start:end]] // DAY))
+            gaps = np.diff(np.unique(self.day[self.rows[start:end]]))
             if len(gaps) >= _FEW:
                 spread[row] = gaps.std() / gaps.mean()
         answers = ("regular {}", "fairly regular {}", "irregular {}")
-        return self.ask("regularity", answers, thirds(spread, ~np.isnan(spread)))
+        return self.ask("regularity", answers, thirds(spread, ~np.isnan(spread)) - 1)
 
     def recency(self) -> Column:
         """Days from the newest event to the as-of, in spans of a week, four weeks, three months."""
@@ -184,10 +188,10 @@ class _Asker:
         return self.ask(what, _NEWNESS, np.where(known & (count > 0), which, -1), days)
 
     def weekday(self, what: str, start: Ints, end: Ints, known: Bools) -> Column:
-        """Share of events on Saturday and Sunday (UTC): below 1/7, up to a half, more."""
-        day = (self.scope.events.times // DAY + _EPOCH_WEEKDAY) % 7
+        """Share of events on Saturday and Sunday: below 1/7, up to a half, more."""
+        weekday = (self.day + _EPOCH_WEEKDAY) % 7
         count = self._between(self.count, start, end)
-        weekend = self._between(running_sum(self.own & (day >= 5)), start, end)
+        weekend = self._between(running_sum(self.own & (weekday >= 5)), start, end)
         which = np.where(7 * weekend < count, 0, np.where(2 * weekend <= count, 1, 2))
         return self.ask(what, _DAYS, np.where(known & (count >= _FEW), which, -1))
 
@@ -196,7 +200,7 @@ class _Asker:
         count = self._between(self.count, start, end)
         cheap = self._between(running_sum(self._cheap()), start, end)
         share = 1 - cheap / np.maximum(1, count)
-        return self.ask(what, _PRICES, thirds(share, known & (count >= _FEW)))
+        return self.ask(what, _PRICES, thirds(share, known & (count >= _FEW)) - 1)
 
     def start(self, days: int) -> Column:
         """Whether the first event of the window comes in its first quarter, later or never."""

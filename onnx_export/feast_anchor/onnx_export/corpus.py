@@ -32,10 +32,10 @@ _HORIZONS = (7, 28, 91)  # days that a question may look ahead
 
 @dataclass(frozen=True)
 class Question:
-    """One question and several ways to put it."""
+    """One question and several ways to put it. Training draws families evenly, then questions."""
 
     phrasings: tuple[str, ...]
-    family: str = "general"  # which part of the code asks it
+    family: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Corpus:
     as_of: Ints  # [S] microseconds since the epoch, UTC
     questions: tuple[Question, ...]
     answers: tuple[str, ...]
+    says: Ints  # [A]; 1 for an answer that says yes, 0 for one that says no, -1 for others
     labels: Ints  # [S, K]; -1 where the question has no answer
 
     def triples(self) -> Iterator[Triple]:

@@ -31,10 +31,10 @@ from .corpus import Corpus, Events
 from .corpus_statistics import statistics
 from .corpus_tables import PART, TABLES, from_tables, pack, to_tables, unpack
 from .errors import SourceError
+from .families import FAMILIES, Family, join
 from .inputs import Ints
 from .manifest import canonical_sha256
-from .questions import FAMILIES
-from .scope import Family, Scope, join
+from .scope import Scope
 
 FORMAT = "feast-anchor-corpus"
 FORMAT_VERSION = 1
@@ -42,7 +42,11 @@ META_FILE = "meta.json"
 PARTS = "parts"
 REPLIES = "replies"  # where a writer keeps what it was answered; survives a rebuild
 
-_CODE = ("attributes", "corpus", "future", "inputs", "questions", "scope", "topics")
+# The modules that decide what is asked and answered.
+_CODE = (
+    *("asked_events", "asked_profiles", "attributes", "corpus", "families", "future"),
+    *("inputs", "questions", "scope", "topics"),
+)
 
 Progress = Callable[[str, float], None]
 Extend = Callable[[Corpus], Corpus]
@@ -80,7 +84,7 @@ def build_or_read(
     parts = []
     for done, (name, family) in enumerate(families.items()):
         report(f"asking {name}", done / (len(families) + 1))
-        parts.append(_part(folder / PARTS / f"{name}.parquet", scope, name, family))
+        parts.append(_part(folder / PARTS / f"{name}.parquet", scope, family))
     corpus = join(parts)
     if extend is not None:
         report("asking the writer", len(families) / (len(families) + 1))
@@ -133,6 +137,7 @@ def _settings(scope: Scope, families: tuple[str, ...], extend_key: str) -> dict[
         "entity": scope.entity,
         "horizons": list(scope.horizons),
         "topics": scope.topics,
+        "timezone": scope.timezone,
         "modalities": [spec.model_dump(mode="json") for spec in scope.modalities],
         "families": list(families),
         "extension": extend_key,
@@ -171,10 +176,10 @@ def _prepare(folder: Path, fingerprint: str) -> None:
         _replace(mark, lambda path: path.write_text(fingerprint, "utf-8"))
 
 
-def _part(path: Path, scope: Scope, name: str, family: Family) -> Corpus:
+def _part(path: Path, scope: Scope, family: Family) -> Corpus:
     """One family's corpus, from its part file if a build before finished it."""
     if path.is_file():
-        return scope.columns(unpack(pq.read_table(path, schema=PART)), name)
+        return scope.columns(unpack(pq.read_table(path, schema=PART)))
     corpus = family(scope)
     _replace(path, lambda out: _write_table(pack(corpus), out))
     return corpus

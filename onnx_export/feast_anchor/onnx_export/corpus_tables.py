@@ -3,7 +3,7 @@
     events     the events, in the schema of `inputs.EVENT_SCHEMA`, sorted
     snapshots  one row per (user, as_of), with the number of events before it
     questions  question, family, phrasing: one row per phrasing
-    answers    answer, text
+    answers    answer, text, says: 1 for yes, 0 for no, -1 for neither
     labels     snapshot, question, answer: only pairs that have an answer
 
 A corpus and what is read back of its tables are equal, order included.
@@ -29,14 +29,16 @@ TABLES = {
     "questions": pa.schema(
         {"question": pa.int32(), "family": pa.string(), "phrasing": pa.string()}
     ),
-    "answers": pa.schema({"answer": pa.int32(), "text": pa.string()}),
+    "answers": pa.schema({"answer": pa.int32(), "text": pa.string(), "says": pa.int8()}),
     "labels": pa.schema({"snapshot": pa.int32(), "question": pa.int32(), "answer": pa.int32()}),
 }
 PART = pa.schema(
     {
+        "family": pa.string(),
         "phrasings": pa.list_(pa.string()),
         "answers": pa.list_(pa.string()),
         "which": pa.list_(pa.int32()),  # [S] position in answers, -1 for none
+        "says": pa.list_(pa.int8()),
     }
 )
 
@@ -49,11 +51,12 @@ def from_tables(tables: Mapping[str, pa.Table]) -> Corpus:
     user = np.array([position[name] for name in rows.column("user").to_pylist()], dtype=np.int64)
     questions = _questions(tables["questions"])
     answers = tuple(tables["answers"].column("text").to_pylist())
+    says = tables["answers"].column("says").to_numpy().astype(np.int64)
     as_of = rows.column("as_of").cast(pa.int64()).to_numpy()
     labels = np.full((len(user), len(questions)), -1, dtype=np.int64)
     snapshot, question, answer = (stored.column(c).to_numpy() for c in stored.column_names)
     labels[snapshot, question] = answer
-    return Corpus(events, user, as_of, questions, answers, labels)
+    return Corpus(events, user, as_of, questions, answers, says, labels)
 
 
 def to_tables(corpus: Corpus) -> dict[str, pa.Table]:
@@ -63,7 +66,7 @@ def to_tables(corpus: Corpus) -> dict[str, pa.Table]:
         "events": _event_columns(corpus),
         "snapshots": _snapshot_columns(corpus),
         "questions": _question_columns(corpus),
-        "answers": [np.arange(len(corpus.answers)), list(corpus.answers)],
+        "answers": [np.arange(len(corpus.answers)), list(corpus.answers), corpus.says],
         "labels": [snapshot, question, corpus.labels[snapshot, question]],
     }
     return {name: _table(columns[name], schema) for name, schema in TABLES.items()}
@@ -78,7 +81,7 @@ def pack(family: Corpus) -> pa.Table:
 def unpack(table: pa.Table) -> Iterator[Column]:
     """The columns that `pack` wrote."""
     for row in table.to_pylist():
-        yield Column(row["phrasings"], row["answers"], np.array(row["which"], dtype=np.int64))
+        yield Column(**row | {"which": np.array(row["which"], dtype=np.int64)})
 
 
 def _event_columns(corpus: Corpus) -> list[Any]:
@@ -113,8 +116,13 @@ def _packed(question: Question, corpus: Corpus, number: int) -> dict[str, Any]:
     column = corpus.labels[:, number]
     used = np.unique(column[column >= 0])
     which = np.where(column >= 0, np.searchsorted(used, column), -1)
-    answers = [corpus.answers[answer] for answer in used]
-    return {"phrasings": question.phrasings, "answers": answers, "which": which.tolist()}
+    return {
+        "family": question.family,
+        "phrasings": question.phrasings,
+        "answers": [corpus.answers[answer] for answer in used],
+        "which": which.tolist(),
+        "says": corpus.says[used].tolist(),
+    }
 
 
 def _questions(table: pa.Table) -> tuple[Question, ...]:

@@ -25,9 +25,11 @@ import numpy as np
 
 from .corpus import DAY, Corpus
 from .inputs import Ints
-from .scope import Bools, Column, Scope, span
+from .questions import span
+from .scope import Bools, Column, Scope
 from .topics import Topic, find_topics
 
+FAMILY = "behaviour"
 NOTHING = "nothing"
 
 _WORDS = 24  # most words of an answer
@@ -46,7 +48,7 @@ class Kinds:
 def behaviour_corpus(scope: Scope) -> Corpus:
     """One question per horizon; rows whose window is not over by the cut have no answer."""
     kinds = find_kinds(scope)
-    return scope.columns((_column(scope, kinds, days) for days in scope.horizons), "behaviour")
+    return scope.columns(_column(scope, kinds, days) for days in scope.horizons)
 
 
 def find_kinds(scope: Scope) -> Kinds:
@@ -119,7 +121,7 @@ def _column(scope: Scope, kinds: Kinds, days: int) -> Column:
     answers, codes = np.unique(np.array(texts, dtype=object), return_inverse=True)
     which = np.full(len(scope.user), -1, dtype=np.int64)
     which[ended] = codes
-    return Column(_phrasings(scope.entity, days, unit), answers.tolist(), which)
+    return Column(FAMILY, _phrasings(scope.entity, days, unit), answers.tolist(), which)
 
 
 def _window(scope: Scope, kinds: Kinds, row: int, end: int, days: int, bins: int, unit: str) -> str:

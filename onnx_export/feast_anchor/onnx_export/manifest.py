@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import BundleError
 
 FORMAT = "feast-anchor-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the answer graph, evidence, a tokenizer of the text encoder's own
 MANIFEST_FILE = "manifest.json"
-GRAPHS = ("event", "prefix", "suffix")
+GRAPHS = ("event", "prefix", "suffix", "answer")
 PROMPTS_FILE = "prompts.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+TEXT_TOKENIZER_FILE = "text_tokenizer.json"
 
 
 class _Frozen(BaseModel):
@@ -45,7 +47,7 @@ class ModalitySpec(_Frozen):
 
 
 class Dims(_Frozen):
-    """Sizes of the three graphs, in numbers of floats or of layers and heads."""
+    """Sizes of the graphs, in numbers of floats or of layers and heads."""
 
     text: int  # width of one encoded event text
     hidden: int  # width of the decoder
@@ -82,9 +84,10 @@ class Manifest(_Frozen):
     modalities: tuple[ModalitySpec, ...]
     max_text_tokens: int
     max_query_tokens: int
+    text_pad: int  # of the text encoder's tokenizer
     event_features: tuple[str, ...]
     context_features: tuple[str, ...]
-    sequence: tuple[str, ...] = ("user", "modalities", "events", "query", "prompt", "user_emb")
+    sequence: tuple[str, ...]  # without "query", questions are read by their text vector alone
     dims: Dims
     special_ids: SpecialIds
     pooling: Literal["user_emb"] = "user_emb"
@@ -162,6 +165,20 @@ def space_fingerprint(manifest: Manifest, query: str | None, prompt_sha256: str 
     return canonical_sha256(payload)[:32]
 
 
+def score_fingerprint(space: str, positive: Sequence[str], negative: Sequence[str]) -> str:
+    """Name of what a scenario's zero-shot score means: 32 hex characters.
+
+    Scores of different fingerprints are no more comparable than vectors of two spaces: other
+    answers make another number of the same vector.
+
+    Args:
+        space: fingerprint of the scenario's embedding space.
+        positive, negative: the answers, sorted: their order means nothing.
+    """
+    payload = {"space": space, "positive": list(positive), "negative": list(negative)}
+    return canonical_sha256(payload)[:32]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         payload = json.loads(path.read_text(encoding="utf-8"))
@@ -182,6 +199,11 @@ def _check_version(path: Path, version: object) -> None:
         raise BundleError(f"{path} has format_version {version!r}, expected a whole number")
     if version > FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format_version {version}, this feast-anchor reads up to "
-            f"{FORMAT_VERSION}; upgrade feast-anchor or export the bundle with this version"
+            f"{path} has format_version {version}, this feast-anchor reads {FORMAT_VERSION}; "
+            "upgrade feast-anchor or export the bundle with this version"
+        )
+    if version < FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format_version {version}, which has no answer graph; this feast-anchor "
+            f"reads {FORMAT_VERSION}: train the bundle again with `feast-anchor train`"
         )

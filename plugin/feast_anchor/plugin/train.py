@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +28,12 @@ from .planning import event_source
 from .spec import ARROW_KEYS
 from .views import Modality
 
-MODEL_EXTRA = ("torch", "onnx", "onnxscript")
+if TYPE_CHECKING:
+    from feast_anchor.onnx_export.settings import TrainConfig
+
+MODEL_EXTRA = ("torch", "onnx", "onnxscript", "matplotlib")
+
+Progress = Callable[[str, float], None]
 
 
 def train_bundle_from_repo(
@@ -37,7 +43,10 @@ def train_bundle_from_repo(
     cut: datetime,
     out: Path,
     held_out: Collection[str] = (),
-    on_progress: Callable[[str, float], None] | None = None,
+    config: Path | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    on_progress: Progress | None = None,
 ) -> Manifest:
     """Train on the events of a feature repo and write a bundle.
 
@@ -46,14 +55,20 @@ def train_bundle_from_repo(
         modalities: where the list of `Modality` stands, as "module:NAME", such as
             "events:MODALITIES".
         cut: only events strictly before this instant (time-zone aware) are read.
-        out: the bundle's folder, replaced as a whole.
+        out: the bundle's folder, replaced as a whole; the run card and, until the bundle is
+            complete, the checkpoint stand beside it.
         held_out: entity keys that must not be trained on.
+        config: TOML file of `onnx_export.settings.TrainConfig`; its defaults without one.
+        steps: optimiser steps; replaces what `config` says, and `on_progress` is told.
+        seed: likewise.
         on_progress: called with a message and the fraction done, 0 to 1.
 
     Raises:
-        SpecError: the modalities cannot be found, or the `train` extra is not installed.
+        SpecError: the modalities cannot be found, the configuration is wrong, the checkpoint is
+            of another run, or the `train` extra is not installed.
         SourceError: an event table cannot be read as declared.
     """
+    report = on_progress or (lambda message, fraction: None)
     declared = load_modalities(repo, modalities)
     sources, entity = sources_of(declared, repo)
     for source in sources:
@@ -67,6 +82,7 @@ def train_bundle_from_repo(
             f"training needs {error.name!r}, which comes with the train extra: "
             "pip install 'feast-anchor[train]'"
         ) from error
+    chosen = _chosen(config, {"steps": steps, "seed": seed}, report)
     return train_bundle(
         read_events(sources),
         [modality.declaration().as_spec() for modality in declared],
@@ -74,8 +90,21 @@ def train_bundle_from_repo(
         out=out,
         entity=entity,
         held_out=held_out,
-        on_progress=on_progress,
+        config=chosen,
+        on_progress=report,
     )
+
+
+def _chosen(path: Path | None, options: dict[str, int | None], report: Progress) -> TrainConfig:
+    """The file's settings, or the defaults, with the options that were given in their place."""
+    from feast_anchor.onnx_export.settings import TrainConfig, read_config
+
+    config = read_config(path) if path else TrainConfig()
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if path and getattr(config, name) != value:
+            report(f"{name}={value} replaces {getattr(config, name)} of {path.name}", 0.0)
+    return replace(config, **given)
 
 
 def sources_of(modalities: Sequence[Modality], repo: Path) -> tuple[tuple[EventSource, ...], str]:
