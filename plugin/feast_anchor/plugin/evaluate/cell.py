@@ -98,7 +98,7 @@ class Cell:
     users: tuple[str, ...]
     y: Array
     rows: dict[str, Array]
-    plane: Array
+    plane: Array | None
     facts: dict[str, Any]
     curve: Curve | None = None
 
