@@ -116,7 +116,7 @@ def evaluate(
         bool,
         typer.Option(
             "--full",
-            help="Every seed, split and variant of the file's \\[full]; goes on where it was stopped.",
+            help="Every seed, split and variant of the file's \\[full]; goes on where it stopped.",
         ),
     ] = False,
 ) -> None:
