@@ -27,7 +27,7 @@ from feast_anchor.onnx_export.evaluation import resample
 from feast_anchor.onnx_export.few_labels import Curve, few_labels
 from feast_anchor.onnx_export.manifest import Dims, ModalitySpec, canonical_sha256
 from feast_anchor.transforms import scoring as scoring_code
-from feast_anchor.transforms.events import EventSource, check_source, input_snapshot
+from feast_anchor.transforms.events import EventSource, check_source, files_of
 
 from ..train import (
     load_modalities,
@@ -97,7 +97,7 @@ class Cell:
     users: tuple[str, ...]
     y: Array
     rows: dict[str, Array]
-    plane: Array
+    plane: Array | None
     facts: dict[str, Any]
     curve: Curve | None = None
 
@@ -116,7 +116,7 @@ def read_tables(config: EvaluationConfig, stages: Stages) -> Tables:
         f"{len(config.scenarios)} scenarios, {len(earlier)} earlier as-of times"
     )
     specs = tuple(modality.declaration().as_spec() for modality in declared)
-    return Tables(specs, events, at_cut, earlier, _snapshot(sources, config.labels))
+    return Tables(specs, events, at_cut, earlier, _snapshot(specs, sources, config.labels))
 
 
 def run_cell(
@@ -259,8 +259,13 @@ def _plane(vectors: Vectors) -> Array:
     return np.stack(out)
 
 
-def _snapshot(sources: Sequence[EventSource], labels: Path) -> str:
-    return canonical_sha256([input_snapshot(tuple(sources)), sha256_file(labels)])
+def _snapshot(
+    modalities: Sequence[ModalitySpec], sources: Sequence[EventSource], labels: Path
+) -> str:
+    """Fingerprint of the tables' bytes: tables that are made anew, and the same, change nothing."""
+    files = [[sha256_file(path) for path in files_of(source)] for source in sources]
+    read = [modality.model_dump(mode="json") for modality in modalities]
+    return canonical_sha256([read, files, sha256_file(labels)])
 
 
 def _code() -> str:

@@ -95,8 +95,9 @@ class EvaluationConfig(_Frozen):
         return self.scenarios[scenario].label or scenario
 
     def digest(self) -> str:
-        """SHA-256 (hex) of everything but where the files lie."""
-        return canonical_sha256(self.model_dump(mode="json", exclude={"repo", "full"}))
+        """SHA-256 (hex) of all that decides a cell's scores: not where files lie, not intervals."""
+        unimportant = {"repo", "labels", "full", "rounds", "draws"}
+        return canonical_sha256(self.model_dump(mode="json", exclude=unimportant))
 
 
 def load_config(path: Path) -> EvaluationConfig:
