@@ -109,8 +109,9 @@ class Batches:
         """Batches without end: `size` histories, each asked the same questions.
 
         Columns come in pairs: the same question, put in two ways where it has them, so that a
-        loss can ask that both get the same vector (`objective`). Each batch is a pure function of its number and the other arguments, so that an
-        interrupted training can go on where it stopped.
+        loss can ask that both get the same vector (`objective`). Each batch is a pure function of
+        its number and the other arguments, so that an interrupted training can go on where it
+        stopped.
 
         Args:
             size: histories per batch.

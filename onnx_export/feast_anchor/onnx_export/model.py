@@ -227,7 +227,8 @@ class Anchor(nn.Module):
     ) -> Tensor:
         """One history, one question, nothing padded, one causal forward: [embedding].
 
-        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E], prompt[R,D].
+        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E],
+        prompt[R,D].
         """
         kinds = torch.arange(self.modalities)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [T,M]
