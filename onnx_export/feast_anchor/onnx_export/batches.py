@@ -33,6 +33,7 @@ YES_NO = ("yes", "no")
 _EVEN = float(
     __import__("os").environ.get("EVEN", "1.0")
 )  # 1 draws every family of questions equally often, 0 every question
+PAIRED = True
 _POOL = 16  # batches drawn together and sorted by length, so that little is padded
 
 
@@ -127,9 +128,9 @@ class Batches:
         for number in itertools.count(first):
             drawn = self._draw_rows(rows, size, number, seed)
             generator = np.random.default_rng((seed, 1, number))
-            count = min(max(1, questions // 2), len(self.chance))
+            count = min(max(1, questions // 2 if PAIRED else questions), len(self.chance))
             columns = generator.choice(len(self.chance), count, replace=False, p=self.chance)
-            yield self._batch(drawn, np.repeat(columns, 2), noise, silent, generator)
+            yield self._batch(drawn, np.repeat(columns, 2) if PAIRED else columns, noise, silent, generator)
 
     def _draw_rows(self, rows: Ints, size: int, number: int, seed: int) -> Ints:
         """The histories of one batch: its part of a pool sorted by length."""

@@ -36,7 +36,8 @@ def batch_loss(model: Anchor, batch: Batch, write: int, query_noise: float = 0.0
     users, answers = _vectors(model, batch, query, state)
     loss = contrastive(users, answers[:-2], batch.target, batch.same)
     loss = loss + _PLAIN * yes_or_no(users, answers[-2], answers[-1], batch.says)
-    loss = loss + _ALIKE * _apart(users, batch)
+    if _ALIKE:
+        loss = loss + _ALIKE * _apart(users, batch)
     if write:
         loss = loss + answer_loss(model, batch, query, state, write)
     return loss
