@@ -171,6 +171,16 @@ def test_the_weights_that_validated_best_are_kept(monkeypatch: pytest.MonkeyPatc
     assert not torch.equal(weights(model), seen[4])
 
 
+def test_noise_does_not_bring_back_earlier_weights() -> None:
+    """A look that is worse by less than noise is kept; one that is worse by more is not, not even
+    in small steps down.
+    """
+    trace = Trace()
+    figures = (0.6, 0.68, 0.674, 0.665, 0.673)
+    assert [trace.look({"matched": figure}) for figure in figures] == [1, 1, 1, 0, 1]
+    assert trace.kept == {"matched": 0.673}
+
+
 @pytest.mark.parametrize(("patience", "steps"), [(0, 8), (2, 5)])
 def test_patience_ends_a_run_that_gets_no_better(
     monkeypatch: pytest.MonkeyPatch, patience: int, steps: int

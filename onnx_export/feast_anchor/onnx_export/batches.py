@@ -118,6 +118,7 @@ class Batches:
         *,
         first: int = 0,
         among: Ints | None = None,
+        alike: bool = True,
     ) -> Iterator[Batch]:
         """Batches without end: `size` histories, each asked the same `questions` questions.
 
@@ -132,23 +133,26 @@ class Batches:
             seed: fixes every choice.
             first: number of the first batch.
             among: snapshots to draw from, all by default.
+            alike: histories of one batch are about equally long, which saves padding. Not for
+                measuring: then busy users would never meet quiet ones.
         """
         rows = np.arange(len(self.rows)) if among is None else among
         for number in itertools.count(first):
-            drawn = self._draw_rows(rows, size, number, seed)
+            drawn = self._draw_rows(rows, size, number, seed, alike)
             generator = np.random.default_rng((seed, 1, number))
             count = min(questions, len(self.phrasing_count))
             columns = generator.choice(len(self.phrasing_count), count, replace=False)
             yield self._batch(drawn, columns, noise, generator)
 
-    def _draw_rows(self, rows: Ints, size: int, number: int, seed: int) -> Ints:
-        """The histories of one batch: its part of a pool sorted by length."""
+    def _draw_rows(self, rows: Ints, size: int, number: int, seed: int, alike: bool) -> Ints:
+        """The histories of one batch: its part of a pool, sorted by length or not."""
         pool, turn = divmod(number, _POOL)
         generator = np.random.default_rng((seed, 0, pool))
         need = size * _POOL
         order = np.concatenate([generator.permutation(rows) for _ in range(-(-need // len(rows)))])
         order = order[:need]
-        order = order[np.argsort(self.lengths[order], kind="stable")]
+        if alike:
+            order = order[np.argsort(self.lengths[order], kind="stable")]
         part = generator.permutation(_POOL)[turn]
         return order[part * size : (part + 1) * size]
 
