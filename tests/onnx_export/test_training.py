@@ -216,6 +216,22 @@ def test_answer_tokens_do_not_reach_the_embedding() -> None:
     assert torch.equal(alone, other[:, :, 0])
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # slower, not wrong
+def test_the_objective_bears_bfloat16() -> None:
+    """Inside autocast, as on a GPU, loss and gradients are finite and near those of float32."""
+    corpus = build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
+    tokenizer = training._tokenizer(corpus, CONFIG)
+    model = Anchor(SIZES, special_ids(tokenizer), len(TINY_MODALITIES))
+    batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 12, 24)
+    batch = next(batches.draw(4, 3, 0.0, 0))
+    exact = float(objective.batch_loss(model, batch, 2).detach())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective.batch_loss(model, batch, 2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(exact, rel=0.02)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_manifest_records_the_training(bundle_folder: Path) -> None:
     """The bundle says what it was trained on, how, with which libraries, and how exact it is."""
     manifest = read_manifest(bundle_folder)
