@@ -60,7 +60,7 @@ def main() -> None:
     candidates = labels.loc[labels["held_out"], "household_id"].tolist()
     ranked = rank(store, train(store), candidates)
     print(f"{len(ranked)} candidates scored, best first:")
-    columns = ["household_id", "score", "spend_28d", "redemptions_84d", "history_end"]
+    columns = ["household_id", "score", f"{SCENARIO}_score", "redemptions_84d", "history_end"]
     print(ranked.head(10)[columns].to_string(index=False))
 
 

@@ -15,7 +15,11 @@ shopper = scenario_view(
     entity=household,
     events=MODALITIES,
     scenarios=[
-        Scenario("coupon_redeemer", "Will this household redeem a coupon in the next four months?"),
+        Scenario(
+            "coupon_redeemer",
+            "Will this household redeem a coupon in the next four months?",
+            score=True,  # adds coupon_redeemer_score, for as long as there are no labels
+        ),
         Scenario("fresh_produce", "Will this household buy fresh produce in the next four months?"),
         Scenario("meat_lover", "Will this household buy fresh meat in the next four months?"),
         Scenario(

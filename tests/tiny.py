@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
 from feast_anchor.onnx_export.manifest import ModalitySpec
+
+if TYPE_CHECKING:
+    from feast_anchor.onnx_export.settings import TrainConfig
 
 TINY_START = datetime(2024, 1, 1, tzinfo=UTC)
 TINY_CUT = datetime(2024, 4, 1, tzinfo=UTC)
@@ -54,15 +58,34 @@ def tiny_events(users: int = 30, seed: int = 0) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=EVENT_SCHEMA)
 
 
+def tiny_config() -> TrainConfig:
+    """Four steps of a model as small as it gets."""
+    from feast_anchor.onnx_export.model import ModelConfig
+    from feast_anchor.onnx_export.settings import TrainConfig
+
+    sizes = ModelConfig(text=16, hidden=32, ff=48, readout=32, head_hidden=32, embedding=16)
+    return TrainConfig(
+        model=sizes,
+        steps=4,
+        histories=8,
+        questions=6,
+        snapshots=3,
+        topics=4,
+        validation_share=0.3,
+    )
+
+
 def tiny_bundle(folder: Path) -> Path:
     """Train and export a bundle of a few steps into `folder`/tiny; half a minute, so share it."""
-    from feast_anchor.onnx_export.model import ModelConfig
-    from feast_anchor.onnx_export.training import TrainConfig, train_bundle
+    from feast_anchor.onnx_export.training import train_bundle
 
-    sizes = ModelConfig(text=16, hidden=32, ff=48, head_hidden=32, embedding=16)
-    config = TrainConfig(model=sizes, steps=4, histories=8, questions=6, snapshots=3, topics=4)
     out = folder / "tiny"
     train_bundle(
-        tiny_events(), TINY_MODALITIES, cut=TINY_CUT, out=out, entity="customer_id", config=config
+        tiny_events(),
+        TINY_MODALITIES,
+        cut=TINY_CUT,
+        out=out,
+        entity="customer_id",
+        config=tiny_config(),
     )
     return out

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import fields
+
 import numpy as np
 import pytest
+import torch
 
 from feast_anchor.onnx_export.batches import Batch, Batches, special_ids, train_tokenizer
 from feast_anchor.onnx_export.corpus import Corpus
@@ -21,7 +25,7 @@ def draw(corpus: Corpus, seed: int, noise: float = 0.0) -> tuple[Batch, Batches]
     asked = [text for question in corpus.questions for text in question.phrasings]
     tokenizer = train_tokenizer([*corpus.events.texts, *asked, *corpus.answers], 600)
     batches = Batches(corpus, TINY_MODALITIES, tokenizer, special_ids(tokenizer), 12, 24)
-    return next(batches.draw(6, 5, noise, np.random.default_rng(seed))), batches
+    return next(batches.draw(6, 5, noise, seed)), batches
 
 
 def test_special_ids_cannot_be_written() -> None:
@@ -77,3 +81,22 @@ def test_noise_only_swaps_words(corpus: Corpus) -> None:
     noisy, _ = draw(corpus, 3, noise=0.5)
     assert (clean.qlen == noisy.qlen).all()
     assert (clean.ids != noisy.ids).any()
+
+
+def test_a_batch_depends_on_its_number_alone(corpus: Corpus) -> None:
+    """Drawing from number 15 on gives batches 15, 16 and 17 of the whole, across a pool's end."""
+    _, batches = draw(corpus, 0)
+    whole = list(itertools.islice(batches.draw(6, 5, 0.1, 3), 18))[15:]
+    later = list(itertools.islice(batches.draw(6, 5, 0.1, 3, first=15), 3))
+    for one, two in zip(whole, later, strict=True):
+        assert all(torch.equal(getattr(one, f.name), getattr(two, f.name)) for f in fields(Batch))
+    assert not torch.equal(whole[0].plen, whole[1].plen)
+
+
+def test_only_the_snapshots_asked_for_are_drawn(corpus: Corpus) -> None:
+    """With `among`, no other history enters a batch, however many are needed."""
+    _, batches = draw(corpus, 0)
+    wanted = np.array([2, 5])
+    batch = next(batches.draw(6, 5, 0.0, 0, among=wanted))
+    lengths = batch.plen[:, 0] - batches.prefix_tokens
+    assert set(lengths.tolist()) <= set(batches.lengths[wanted].tolist())

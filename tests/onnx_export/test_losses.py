@@ -1,58 +1,137 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
-from feast_anchor.onnx_export.losses import MARGIN, TEMPERATURE, WITHIN, contrastive, next_token
+from feast_anchor.onnx_export.losses import (
+    MARGIN,
+    TEMPERATURE,
+    WITHIN,
+    Form,
+    contrastive,
+    infonce,
+    next_token,
+)
+
+Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def slow_contrastive(
-    users: torch.Tensor, answers: torch.Tensor, target: torch.Tensor, same: torch.Tensor
-) -> float:
-    """The same loss, one pair at a time."""
+def slow_contrastive(case: Case, margin: float | None) -> float:
+    """`contrastive`, one pair at a time."""
+    users, answers, target, same = case
     losses = []
-    for b in range(users.shape[0]):
-        for q in range(users.shape[1]):
-            right = int(target[b, q])
-            if right < 0:
-                continue
-            scores = [float(users[b, q] @ answer) for answer in answers]
-            near, wide = [scores[right]], [scores[right]]
-            for a, score in enumerate(scores):
-                if a == right:
-                    continue
-                if same[q, a]:
-                    near.append(score)
-                if same[q, a] or score <= scores[right] + MARGIN:
-                    wide.append(score)
-            for c in range(users.shape[0]):
-                if int(target[c, q]) not in (-1, right):
-                    wide.append(float(users[b, q] @ users[c, q]))
-            losses.append(WITHIN * nll(near) + (1 - WITHIN) * nll(wide))
-    return sum(losses) / len(losses)
+    for b, q, right in asked(target):
+        scores = [float(users[b, q] @ answer) for answer in answers]
+        near, wide = [scores[right]], [scores[right]]
+        for a, score in enumerate(scores):
+            if a != right and same[q, a]:
+                near.append(score)
+            if a != right and (same[q, a] or kept(score, scores[right], margin)):
+                wide.append(score)
+        for c in range(users.shape[0]):
+            if int(target[c, q]) not in (-1, right):
+                wide.append(float(users[b, q] @ users[c, q]))
+        losses.append(WITHIN * nll(near) + (1 - WITHIN) * nll(wide))
+    return sum(losses) / max(1, len(losses))
+
+
+def slow_infonce(case: Case, form: Form, margin: float | None) -> float:
+    """`infonce`, one pair at a time, each sort of negative in its own loop."""
+    users, answers, target, _ = case
+    losses = []
+    for b, q, right in asked(target):
+        user, answer = users[b, q], answers[right]
+        negatives = []
+        for a in range(len(answers)):
+            if a != right:
+                negatives.append(float(user @ answers[a]))
+                if form == "paper":
+                    negatives.append(float(answer @ answers[a]))
+        for c, p, other in asked(target):
+            if other != right:
+                negatives.append(float(user @ users[c, p]))
+                if form == "demo":
+                    negatives.append(float(answer @ users[c, p]))
+        positive = float(user @ answer)
+        losses.append(nll([positive, *(s for s in negatives if kept(s, positive, margin))]))
+    return sum(losses) / max(1, len(losses))
+
+
+def asked(target: torch.Tensor) -> list[tuple[int, int, int]]:
+    """(history, question, right answer) of all pairs that have an answer."""
+    return [
+        (b, q, int(target[b, q]))
+        for b in range(target.shape[0])
+        for q in range(target.shape[1])
+        if target[b, q] >= 0
+    ]
+
+
+def kept(score: float, positive: float, margin: float | None) -> bool:
+    return margin is None or score <= positive + margin
 
 
 def nll(scores: list[float]) -> float:
     return math.log(sum(math.exp((s - scores[0]) / TEMPERATURE) for s in scores))
 
 
-def random_case(seed: int) -> tuple[torch.Tensor, ...]:
+def random_case(seed: int) -> Case:
+    """Vectors of a random number of histories, questions and answers; about a quarter unasked."""
     generator = torch.Generator().manual_seed(seed)
-    users = F.normalize(torch.randn(4, 3, 6, generator=generator), dim=-1)
-    answers = F.normalize(torch.randn(5, 6, generator=generator), dim=-1)
-    same = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 0]], dtype=torch.bool)
-    target = torch.tensor([[0, 2, 1], [1, -1, 2], [0, 4, -1], [1, 3, 1]])
+    batch, questions, count = (int(torch.randint(1, 6, (), generator=generator)) for _ in range(3))
+    users = F.normalize(torch.randn(batch, questions, 4, generator=generator), dim=-1)
+    answers = F.normalize(torch.randn(count, 4, generator=generator), dim=-1)
+    target = torch.randint(0, count, (batch, questions), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.25] = -1
+    same = torch.rand(questions, count, generator=generator) < 0.5
     return users, answers, target, same
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_contrastive_equals_plain_loops(seed: int) -> None:
-    """The vectorised loss is the one written down pair by pair."""
+SEEDS = st.integers(0, 2**31)
+MARGINS = st.sampled_from([None, 0.0, MARGIN, 0.5])
+
+
+@given(SEEDS, MARGINS)
+def test_contrastive_equals_plain_loops(seed: int, margin: float | None) -> None:
+    """The vectorised loss is the one written down pair by pair, for all shapes and masks."""
     case = random_case(seed)
-    assert float(contrastive(*case)) == pytest.approx(slow_contrastive(*case), rel=1e-4)
+    expected = slow_contrastive(case, margin)
+    assert float(contrastive(*case, margin)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@given(SEEDS, st.sampled_from(get_args(Form)), MARGINS)
+def test_infonce_equals_plain_loops(seed: int, form: Form, margin: float | None) -> None:
+    """Both forms of Query-as-Anchor's loss are the ones written down pair by pair."""
+    case = random_case(seed)
+    expected = slow_infonce(case, form, margin)
+    assert float(infonce(*case[:3], form, margin)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_forms_differ_in_answer_answer_negatives() -> None:
+    """Two near answers that the only user is far from: the paper form alone counts them."""
+    users = torch.tensor([[[0.0, 0.0, 1.0]]])
+    answers = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
+    target = torch.tensor([[0]])
+    assert float(infonce(users, answers, target, "demo", None)) == pytest.approx(nll([0.0, 0.0]))
+    paper = float(infonce(users, answers, target, "paper", None))
+    assert paper == pytest.approx(nll([0.0, 0.0, 0.6]))
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+def test_the_mask_keeps_a_pair_up_to_positive_plus_margin(form: Form) -> None:
+    """A more similar answer is a negative without the mask, and with a margin that reaches it."""
+    users = torch.tensor([[[1.0, 0.0]]])
+    answers = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+    target = torch.tensor([[0]])
+    assert float(infonce(users, answers, target, form, 0.3)) < 1.0  # answer-answer is .6 too
+    assert float(infonce(users, answers, target, form, 0.5)) > 4.0
+    assert float(infonce(users, answers, target, form, None)) > 4.0
 
 
 def test_likely_true_answers_of_other_questions_are_no_negatives() -> None:
@@ -78,9 +157,25 @@ def test_users_with_equal_answers_do_not_repel() -> None:
 
 
 def test_no_answer_at_all_is_a_loss_of_zero() -> None:
-    """A batch in which nothing was asked trains nothing and is not NaN."""
+    """A batch in which nothing was asked trains nothing and is not NaN, nor are its gradients."""
     users, answers, target, same = random_case(0)
-    assert float(contrastive(users, answers, torch.full_like(target, -1), same)) == 0.0
+    users.requires_grad_()
+    nothing = torch.full_like(target, -1)
+    losses = [contrastive(users, answers, nothing, same)]
+    losses += [infonce(users, answers, nothing, form) for form in get_args(Form)]
+    assert [float(loss.detach()) for loss in losses] == [0.0, 0.0, 0.0]
+    gradient = torch.autograd.grad(torch.stack(losses).sum(), users)[0]
+    assert torch.equal(gradient, torch.zeros_like(users))
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+def test_a_loss_keeps_its_precision_under_autocast(form: Form) -> None:
+    """In a bfloat16 region the losses are computed in float32 all the same."""
+    case = random_case(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = contrastive(*case), infonce(*case[:3], form)
+    assert torch.equal(inside[0], contrastive(*case))
+    assert torch.equal(inside[1], infonce(*case[:3], form))
 
 
 def test_next_token_equals_plain_loops() -> None:

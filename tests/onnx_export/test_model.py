@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from feast_anchor.onnx_export.export import random_inputs, reference
 from feast_anchor.onnx_export.manifest import SpecialIds
-from feast_anchor.onnx_export.model import Anchor, ModelConfig, rotate
+from feast_anchor.onnx_export.model import Anchor, ModelConfig
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -124,20 +124,6 @@ def test_answer_is_pooled_at_its_own_last_token() -> None:
     short = MODEL.answer(torch.tensor([[5, 52]]), torch.tensor([2]))
     padded = MODEL.answer(torch.tensor([[5, 52, 50], [6, 7, 52]]), torch.tensor([2, 3]))
     torch.testing.assert_close(short[0], padded[0])
-
-
-def test_rotation_keeps_only_the_distance() -> None:
-    """A score depends on how far two tokens are apart, not on where they stand."""
-    q, k = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
-    angle = torch.tensor([[0.3]])
-
-    def score(a: int, b: int) -> float:
-        left = rotate(q, (a * angle).cos(), (a * angle).sin())
-        right = rotate(k, (b * angle).cos(), (b * angle).sin())
-        return float((left * right).sum())
-
-    assert score(5, 2) == pytest.approx(score(13, 10), abs=1e-6)
-    assert score(5, 2) != pytest.approx(score(5, 3), abs=1e-2)
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:

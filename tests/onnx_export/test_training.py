@@ -4,20 +4,22 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
 
-from feast_anchor.onnx_export import training
+from feast_anchor.onnx_export import fitting, objective, training
 from feast_anchor.onnx_export.batches import Batches, special_ids
-from feast_anchor.onnx_export.errors import SourceError
+from feast_anchor.onnx_export.errors import SourceError, SpecError
+from feast_anchor.onnx_export.fitting import Progress, Store, Trace
 from feast_anchor.onnx_export.manifest import read_manifest
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
 from feast_anchor.onnx_export.questions import build_corpus
-from feast_anchor.onnx_export.training import TrainConfig, train_bundle
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
+from feast_anchor.onnx_export.settings import TrainConfig
+from feast_anchor.onnx_export.training import train_bundle
+from feast_anchor.onnx_export.validation import Scores, split
+from tiny import TINY_CUT, TINY_MODALITIES, tiny_config, tiny_events
 
 SIZES = ModelConfig(text=16, hidden=16, ff=24, head_hidden=16, embedding=16)
 CONFIG = TrainConfig(model=SIZES, steps=3, histories=8, questions=6, snapshots=2, topics=3)
@@ -25,16 +27,26 @@ CONFIG = TrainConfig(model=SIZES, steps=3, histories=8, questions=6, snapshots=2
 
 def fit(events: pa.Table, config: TrainConfig) -> tuple[Anchor, list[float]]:
     """Training without the export, which takes most of the time."""
+    model, trace = run(events, config)
+    return model, trace.losses
+
+
+def run(
+    events: pa.Table,
+    config: TrainConfig,
+    store: Store | None = None,
+    report: Progress = lambda text, done: None,
+) -> tuple[Anchor, Trace]:
     corpus = build_corpus(
         events, TINY_MODALITIES, cut=TINY_CUT, entity="customer", snapshots_per_user=2, topics=3
     )
     tokenizer = training._tokenizer(corpus, config)
     with training._deterministic(config.seed):
         model = Anchor(config.model, special_ids(tokenizer), len(TINY_MODALITIES))
-        losses, _ = training._fit(
-            model, corpus, TINY_MODALITIES, tokenizer, config, lambda *_: None
-        )
-    return model, losses
+        batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 40, 32)
+        parts = split(corpus, config.validation_share)
+        trace = fitting.fit(model, batches, parts, config, store, report)
+    return model, trace
 
 
 def weights(model: Anchor) -> torch.Tensor:
@@ -71,18 +83,126 @@ def test_training_leaves_the_callers_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+class Killed(Exception):
+    """What a killed process is to this one: nothing after it happens."""
+
+
+def kill_after(step: int) -> Progress:
+    def report(text: str, done: float) -> None:
+        if text.startswith(f"step {step} of"):
+            raise Killed
+
+    return report
+
+
+@pytest.mark.parametrize("killed", [1, 5, 6])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, killed: int) -> None:
+    """Killed before the first checkpoint, after one, or right at one: same weights, same losses."""
+    config = replace(
+        CONFIG, steps=8, accumulate=2, checkpoint_every=3, evaluate_every=2, validation_share=0.3
+    )
+    whole, expected = run(tiny_events(), config)
+    store = Store(tmp_path / "run.safetensors", {"run": 1})
+    with pytest.raises(Killed):
+        run(tiny_events(), config, store, kill_after(killed))
+    said: list[str] = []
+    model, trace = run(tiny_events(), config, store, lambda text, done: said.append(text))
+    assert len(said) == 8 - killed // 3 * 3 + (killed >= 3)
+    assert torch.equal(weights(model), weights(whole))
+    assert replace(trace, seconds=0.0) == replace(expected, seconds=0.0)
+
+
+def test_a_run_can_be_killed_more_than_once(tmp_path: Path) -> None:
+    """Going on from a checkpoint that was itself written by a resumed run is no different."""
+    config = replace(CONFIG, steps=6, checkpoint_every=2)
+    store = Store(tmp_path / "run.safetensors", {})
+    for killed in (3, 5):
+        with pytest.raises(Killed):
+            run(tiny_events(), config, store, kill_after(killed))
+    assert torch.equal(
+        weights(run(tiny_events(), config, store)[0]), weights(run(tiny_events(), config)[0])
+    )
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Other settings or data: training stops and says what differs, and the checkpoint stays."""
+    config = replace(CONFIG, steps=3, checkpoint_every=1)
+    path = tmp_path / "run.safetensors"
+    run(tiny_events(), config, Store(path, {"config": {"steps": 3}, "data": "a"}))
+    before = path.read_bytes()
+    with pytest.raises(SpecError, match="config.steps is 4 now and was 3; data is 'b' now"):
+        run(tiny_events(), config, Store(path, {"config": {"steps": 4}, "data": "b"}))
+    assert path.read_bytes() == before
+
+
+def test_accumulated_batches_are_one_step() -> None:
+    """Three batches a step give the mean of their gradients: the loss is the mean of the three."""
+    events = tiny_events()
+    still = replace(CONFIG, steps=3, learning_rate=0.0, validation_share=0.0)
+    single = fit(events, replace(still, ntp_every=1))[1]
+    together = fit(events, replace(still, steps=1, accumulate=3))[1]
+    assert together == [pytest.approx(sum(single) / 3, rel=1e-5)]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
+    """Five per cent of linear warm-up to the peak, then half a cosine."""
+    config = TrainConfig(steps=100, learning_rate=2.0)
+    rates = [fitting.rate(config, step) for step in range(101)]
+    assert rates[:6] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_the_weights_that_validated_best_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five looks the third is the best: its weights come out, not the last ones."""
+    figures = iter([0.5, 0.6, 0.8, 0.7, 0.7])
+    seen: list[torch.Tensor] = []
+
+    def evaluate(model: Anchor, batches: object) -> Scores:
+        seen.append(weights(model).clone())
+        return Scores(loss=1.0, matched=next(figures), above_chance=0.0, pairs=9)
+
+    monkeypatch.setattr(fitting, "evaluate", evaluate)
+    config = replace(CONFIG, steps=5, evaluate_every=1, validation_share=0.3)
+    model, trace = run(tiny_events(), config)
+    assert trace.kept is not None
+    assert trace.kept["step"] == 3
+    assert torch.equal(weights(model), seen[2])
+    assert not torch.equal(weights(model), seen[4])
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(0, 8), (2, 5)])
+def test_patience_ends_a_run_that_gets_no_better(
+    monkeypatch: pytest.MonkeyPatch, patience: int, steps: int
+) -> None:
+    """With patience 2, two looks after the best one are enough; with 0 every step is taken."""
+    figures = iter([0.5, 0.6, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7])
+    monkeypatch.setattr(
+        fitting, "evaluate", lambda model, batches: Scores(1.0, next(figures), 0.0, 9)
+    )
+    config = replace(CONFIG, steps=8, evaluate_every=1, validation_share=0.3, patience=patience)
+    assert run(tiny_events(), config)[1].step == steps
+
+
+def test_looking_does_not_change_the_steps() -> None:
+    """A run that looks after every step takes the same steps as one that looks at the end."""
+    config = replace(CONFIG, validation_share=0.3)
+    often = fit(tiny_events(), replace(config, evaluate_every=1))[1]
+    assert often == fit(tiny_events(), replace(config, evaluate_every=3))[1]
+
+
 def test_answer_tokens_do_not_reach_the_embedding() -> None:
     """The embedding at <USER_EMB> is the same with the answer behind it as without."""
     corpus = build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
     tokenizer = training._tokenizer(corpus, CONFIG)
     model = Anchor(SIZES, special_ids(tokenizer), len(TINY_MODALITIES))
     batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 12, 24)
-    batch = next(batches.draw(4, 3, 0.0, np.random.default_rng(0)))
+    batch = next(batches.draw(4, 3, 0.0, 0))
     with torch.no_grad():
-        state = training._state(model, batch)
-        alone = training.answer_hidden(model, batch, state, 3)[0][:, :, 0]
+        state = objective._state(model, batch)
+        alone = objective.answer_hidden(model, batch, state, 3)[0][:, :, 0]
         batch = replace(batch, answers=torch.ones_like(batch.answers))
-        other = training.answer_hidden(model, batch, state, 3)[0]
+        other = objective.answer_hidden(model, batch, state, 3)[0]
     assert torch.equal(alone, other[:, :, 0])
 
 
@@ -93,6 +213,11 @@ def test_manifest_records_the_training(bundle_folder: Path) -> None:
     assert record["users"] == 30
     assert record["config"]["steps"] == 4
     assert record["pairs"] > 0
+    assert record["steps"] == 4
+    assert 0 < record["validation_users"] < 30
+    assert record["validation"]["step"] == 4
+    assert record["data"]["rows"] == record["events"]
+    assert all(len(digest) == 64 for digest in record["data"]["sha256"].values())
     assert record["cut"] == TINY_CUT.isoformat()
     assert torch.__version__.startswith(record["versions"]["torch"].split("+")[0])
     assert max(manifest.parity["max_abs_difference"].values()) <= manifest.parity["tolerance"]
@@ -122,4 +247,45 @@ def test_no_time_between_event_and_cut_is_a_source_error(tmp_path: Path) -> None
             out=tmp_path / "b",
             entity="customer_id",
             config=CONFIG,
+        )
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_in_the_same_bundle(tmp_path: Path, bundle_folder: Path) -> None:
+    """Killed after a checkpoint and started again: the digest is that of the run nobody killed,
+    and of the checkpoint nothing is left.
+    """
+
+    def train(report: Progress) -> str:
+        config = replace(tiny_config(), checkpoint_every=2)
+        return train_bundle(
+            tiny_events(),
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            out=tmp_path / "tiny",
+            entity="customer_id",
+            config=config,
+            on_progress=report,
+        ).digest
+
+    with pytest.raises(Killed):
+        train(kill_after(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.training.safetensors"]
+    said: list[str] = []
+    assert train(lambda text, done: said.append(text)) == read_manifest(bundle_folder).digest
+    assert "going on after step 2" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny.card"]
+
+
+def test_sizes_that_do_not_fit_are_a_spec_error(tmp_path: Path) -> None:
+    """Three heads for 16 numbers: an error for people, before any step."""
+    config = replace(CONFIG, model=replace(SIZES, heads=3))
+    with pytest.raises(SpecError, match="sizes do not fit each other: .*heads=3"):
+        train_bundle(
+            tiny_events(),
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            out=tmp_path / "b",
+            entity="customer_id",
+            config=config,
         )

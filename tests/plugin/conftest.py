@@ -1,6 +1,6 @@
 """A bundle for declarations: everything `scenario_view` reads, and nothing that computes.
 
-Declaring a view opens the manifest, the tokenizer and the prompts alone, so the three graphs are
+Declaring a view opens the manifest, the tokenizer and the prompts alone, so the graphs are
 placeholders here and making a bundle takes milliseconds. What runs uses `shop_bundle`.
 """
 
@@ -33,7 +33,8 @@ PaperBundle = Callable[..., Path]
 def paper_bundle(tmp_path: Path) -> PaperBundle:
     """Makes a bundle that can be declared with and not run; takes fields of its manifest.
 
-    It reads queries of up to 12 words, makes vectors of 8 numbers and has one prompt, "tuned".
+    It reads queries of up to 12 words, makes vectors of 8 numbers and has one prompt, "tuned". It
+    knows "yes", "no", "sure" and "never"; every other word is the same to it.
     """
 
     def make(name: str = "model", **fields: Any) -> Path:
@@ -41,7 +42,7 @@ def paper_bundle(tmp_path: Path) -> PaperBundle:
         folder.mkdir()
         for graph in GRAPHS:
             (folder / f"{graph}.onnx").write_bytes(b"a declaration never opens a graph")
-        tokenizer = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
+        tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="word"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.save(str(folder / TOKENIZER_FILE))
         save_file({"tuned": np.ones((2, 4), dtype=np.float32)}, folder / PROMPTS_FILE)
@@ -51,6 +52,7 @@ def paper_bundle(tmp_path: Path) -> PaperBundle:
     return make
 
 
+WORDS = {word: number for number, word in enumerate(("word", "yes", "no", "sure", "never"))}
 MANIFEST: dict[str, Any] = {
     "name": "paper",
     "entity": "shopper_id",
@@ -60,7 +62,7 @@ MANIFEST: dict[str, Any] = {
     "event_features": (),
     "context_features": (),
     "dims": Dims(text=4, hidden=4, layers=1, heads=1, kv_heads=1, head_dim=4, embedding=8),
-    "special_ids": SpecialIds(pad=1, user_emb=2, eos=3, first_prompt=4),
+    "special_ids": SpecialIds(pad=5, user_emb=6, eos=7, first_prompt=8),
     "opset": 23,
     "state": ("k_0", "v_0"),
 }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from feast_anchor.plugin.cli import app
 from feast_anchor.plugin.demo import SCENARIO_LABELS
 from feast_anchor.plugin.train import inside, load_modalities
-from shop import END, START, shop_store
+from shop import END, START, make_tables, shop_store, write_tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPO_MODULES = ("entities", "events", "ranking", "scenarios")
@@ -116,3 +118,66 @@ def test_inside_restores_the_working_directory(tmp_path: Path) -> None:
         raise RuntimeError("boom")
     assert Path.cwd() == before
     assert sys.path == path
+
+
+TRAINABLE = """
+from pathlib import Path
+
+from shop import modalities
+
+MODALITIES = modalities(Path(__file__).parent / "tables")
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A repo with event tables, and the configurations that training is called with in it."""
+    from feast_anchor.onnx_export import training
+
+    configs: list[Any] = []
+
+    def train_bundle(events: Any, modalities: Any, *, config: Any, **rest: Any) -> Any:
+        configs.append(config)
+        return SimpleNamespace(digest=f"of {events.num_rows} events")
+
+    monkeypatch.setattr(training, "train_bundle", train_bundle)
+    write_tables(tmp_path / "tables", make_tables())
+    (tmp_path / "events.py").write_text(TRAINABLE)
+    return configs
+
+
+def train(repo: Path, *options: str) -> Result:
+    """`feast-anchor train` in a repo."""
+    fixed = ["train", "--cut", "2024-03-01", "--repo", str(repo), "--out", str(repo / "bundle")]
+    return CliRunner().invoke(app, [*fixed, *options], env=WIDE)
+
+
+def test_train_takes_its_settings_from_a_file(tmp_path: Path, told: list[Any]) -> None:
+    """--config sets what the file says; options replace it and say that they do."""
+    (tmp_path / "train.toml").write_text("steps = 7\nhistories = 5\nseed = 3\n")
+    file = ("--config", str(tmp_path / "train.toml"))
+    plain = train(tmp_path, *file)
+    assert plain.exit_code == 0, plain.output
+    assert (told[0].steps, told[0].histories, told[0].seed) == (7, 5, 3)
+    assert "replaces" not in plain.output
+    result = train(tmp_path, *file, "--steps", "9", "--seed", "3")
+    assert (told[1].steps, told[1].histories, told[1].seed) == (9, 5, 3)
+    assert "steps=9 replaces 7 of train.toml" in result.output
+    assert "seed=3 replaces" not in result.output
+
+
+def test_train_without_a_file_uses_the_defaults(tmp_path: Path, told: list[Any]) -> None:
+    """Options alone change what they name and nothing else."""
+    from feast_anchor.onnx_export.settings import TrainConfig
+
+    assert train(tmp_path, "--seed", "4").exit_code == 0
+    assert told == [TrainConfig(seed=4)]
+
+
+def test_train_refuses_a_mistyped_setting(tmp_path: Path, told: list[Any]) -> None:
+    """An unknown key is one message with the nearest known name, and nothing is trained."""
+    (tmp_path / "train.toml").write_text("step = 7\n")
+    result = train(tmp_path, "--config", str(tmp_path / "train.toml"))
+    assert result.exit_code == 1
+    assert "did you mean 'steps'?" in result.stderr
+    assert told == []

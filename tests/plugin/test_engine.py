@@ -18,7 +18,7 @@ from feast import FeatureStore, FeatureView, Field, FileSource
 from feast.types import Float64, String
 from safetensors.numpy import save_file
 
-from feast_anchor.onnx_export.bundle import seal
+from feast_anchor.onnx_export.bundle import Bundle, seal
 from feast_anchor.onnx_export.errors import (
     AnchorError,
     BundleError,
@@ -34,6 +34,7 @@ from feast_anchor.plugin.spec import SPACE_TAG, TAG
 from feast_anchor.transforms import pipeline
 from feast_anchor.transforms.scoring import Scorer
 from feast_anchor.transforms.shards import partition
+from feast_anchor.transforms.zeroshot import Answers, score_axes, scores
 from services.valkey import ValkeyServer
 from shop import (
     END,
@@ -99,6 +100,61 @@ def test_a_view_is_computed_served_and_joined(tmp_path: Path, shop_bundle: Path)
         assert vectors_of(joined, "tea").tobytes() == online[:-1].tobytes()
         assert (joined["history_end"] < joined["event_timestamp"]).all()
         assert interval_ends(store) == [END]
+
+
+def test_scores_are_read_off_the_vectors_they_stand_beside(
+    tmp_path: Path, shop_bundle: Path
+) -> None:
+    """Joined, in the sink and online: the mean cosine to the one answers minus that to the others.
+
+    A view without scores over the same questions shares the pass and has the same vectors.
+    """
+    positive = ["yes, green tea", "often, drinks"]
+
+    def two(repo: Path, bundle: Path) -> list[FeatureView]:
+        tea = Scenario("tea", QUERIES["tea"], positive=positive, negative=["no"], score=True)
+        churn = Scenario("churn", QUERIES["churn"], score=True)
+        scored = scenario_view(
+            name="scored_v1",
+            entity=entity(),
+            events=modalities(repo / "tables"),
+            scenarios=[tea, churn],
+            bundle=bundle,
+            sink=repo / "sinks" / "scored_v1",
+            snapshots="7d",
+        )
+        return [shop_view(repo, bundle), scored]
+
+    with shop_store(tmp_path, shop_bundle, views=two) as store:
+        materialize(store)
+        features = [f"scored_v1:{field}" for field in ("tea", "tea_score", "churn_score")]
+        response = store.get_online_features(
+            features=features, entity_rows=[{"shopper_id": user} for user in USERS]
+        )
+        asked = pd.DataFrame({"shopper_id": USERS, "event_timestamp": [END] * len(USERS)})
+        joined = store.get_historical_features(entity_df=asked, features=features).to_df()
+    rows = offline_rows(tmp_path, "scored_v1")
+    bundle = Bundle.open(shop_bundle)
+    sides = {"tea": (positive, ["no"]), "churn": (["yes"], ["no"])}
+    for name, (yes, no) in sides.items():
+        vectors, found = vectors_of(rows, name), rows[f"{name}_score"].to_numpy()
+        cosines = [vectors @ bundle.answer_vectors(side).T for side in (yes, no)]
+        expected = cosines[0].mean(axis=1) - cosines[1].mean(axis=1)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        answers = Answers(tuple(sorted(yes)), tuple(no))
+        assert found.tobytes() == scores(vectors, score_axes(bundle, [answers])[answers]).tobytes()
+        assert found.dtype == np.float32
+        assert len(np.unique(found)) > 20
+        newest = rows[rows["event_timestamp"] == END].set_index("shopper_id")[f"{name}_score"]
+        online = to_numpy(response, f"scored_v1:{name}_score")
+        assert online[:, 0].tobytes() == newest.loc[USERS].to_numpy().tobytes()
+        both = joined.set_index("shopper_id").loc[USERS, f"{name}_score"].to_numpy()
+        assert both.astype(np.float32).tobytes() == online[:, 0].tobytes()
+        plain = offline_rows(tmp_path)
+        assert vectors_of(plain, name).tobytes() == vectors.tobytes()
+    with catalogue(tmp_path) as catalog:
+        fields = {space.field: space.dim for space in catalog.spaces(view="scored_v1")}
+    assert fields == {"tea": 128, "tea_score": 1, "churn": 128, "churn_score": 1}
 
 
 def test_every_row_carries_its_three_times(tmp_path: Path, shop_bundle: Path) -> None:

@@ -23,6 +23,7 @@ from feast_anchor.plugin.planning import view_run
 from feast_anchor.transforms.histories import micros
 from feast_anchor.transforms.scoring import UserVectors
 from feast_anchor.transforms.sinks import newest_per_user, rows_table
+from feast_anchor.transforms.zeroshot import Answers
 from services.valkey import ValkeyServer
 from shop import QUERIES, config, make_tables, modalities, shop_view, write_tables
 
@@ -33,6 +34,7 @@ DIM = 8
 MONDAY = datetime(2024, 1, 8, tzinfo=UTC)
 WEEK = timedelta(days=7)
 HOUR = timedelta(hours=1)
+AXES = {Answers(("yes",), ("no",)): np.eye(DIM, dtype=np.float32)[0]}  # reads the first number
 TINY = np.float32(1e-45)  # the smallest float32 there is
 
 
@@ -66,7 +68,8 @@ class Shop:
         """Vectors as rows of a view."""
         (found,) = (fv for fv in self.views if fv.name == view)
         run = view_run(found, Path("unused"), "run")
-        return newest_per_user(run, rows_table(run, [0, 1], scored, micros(MONDAY + 9 * WEEK)))
+        created = micros(MONDAY + 9 * WEEK)
+        return newest_per_user(run, rows_table(run, [0, 1], scored, created, AXES))
 
     def writer(self) -> FeastOnlineWriter:
         """A writer as each worker process has it."""
@@ -95,7 +98,7 @@ def vector(first: float) -> Floats:
 def open_shop(
     repo: Path, bundle: Path, kind: ValueType = ValueType.STRING, **settings: Any
 ) -> Shop:
-    """Apply two scenario views that ask the same questions."""
+    """Apply two scenario views that ask the same questions; the second has scores, too."""
     shopper = Entity(name="shopper", join_keys=["shopper_id"], value_type=kind)
     write_tables(repo / "tables", make_tables(users=1))
     store = FeatureStore(
@@ -106,11 +109,11 @@ def open_shop(
             name=name,
             entity=shopper,
             events=modalities(repo / "tables"),
-            scenarios=[Scenario(key, query) for key, query in QUERIES.items()],
+            scenarios=[Scenario(key, query, score=score) for key, query in QUERIES.items()],
             bundle=bundle,
             sink=repo / "sinks" / name,
         )
-        for name in ("taste_v1", "taste_v2")
+        for name, score in (("taste_v1", False), ("taste_v2", True))
     )
     store.apply([shopper, *(m.view for m in modalities(repo / "tables")), *views])
     return Shop(store, views)
@@ -346,3 +349,16 @@ def test_a_row_of_a_real_run_equals_the_vectors_given(filled: Shop) -> None:
     """What Feast's own dictionary holds and what `to_numpy` gives are the same numbers."""
     response = filled.ask("ada", "bo")
     assert response.to_dict()["tea"] == to_numpy(response, "taste_v1:tea").tolist()
+
+
+def test_a_score_is_served_as_one_number(shop: Shop) -> None:
+    """Every bit of a float32, negative and tiny ones too; a user without one is NaN."""
+    given = {"ada": np.float32(-1 / 3), "bo": np.float32(0), "cy": TINY}
+    shop.write({user: vector(float(number)) for user, number in given.items()}, view="taste_v2")
+    response = shop.ask(*given, "nobody", features=["taste_v2:tea_score", "taste_v2:tea"])
+    found = to_numpy(response, "taste_v2:tea_score")
+    assert found.shape == (4, 1)
+    assert found[:3, 0].tobytes() == np.array(list(given.values())).tobytes()
+    assert np.isnan(found[3]).all()
+    assert to_numpy(response, "taste_v2:tea")[:3, 0].tobytes() == found[:3, 0].tobytes()
+    assert response.to_dict()["tea_score"][0] == float(given["ada"])

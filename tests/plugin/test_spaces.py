@@ -10,15 +10,27 @@ import pytest
 from feast import FileSource, RepoConfig
 
 from feast_anchor.onnx_export.errors import SpaceError
-from feast_anchor.plugin.spaces import check_part, first_parts, prepare_sink, sink_source
-from feast_anchor.transforms.job import row_schema
+from feast_anchor.plugin.catalog import Catalog
+from feast_anchor.plugin.spaces import (
+    check_catalogue,
+    check_part,
+    first_parts,
+    prepare_sink,
+    sink_source,
+    space_records,
+)
+from feast_anchor.plugin.spec import ScenarioDecl, ViewSpec
+from feast_anchor.transforms.job import ScenarioColumn, ScoreColumn, ViewRun, row_schema
+from feast_anchor.transforms.scoring import Question
+from feast_anchor.transforms.zeroshot import Answers
 
 SPACES = {"tea": "a1", "churn": "b2"}
 
 
 def schema(spaces: Mapping[str, str] = SPACES) -> pa.Schema:
     """Rows of a view with these vector fields and spaces."""
-    return row_schema("shopper_id", "string", spaces)
+    columns = [ScenarioColumn(name, Question(name), space) for name, space in spaces.items()]
+    return row_schema("shopper_id", "string", columns)
 
 
 def write_run(folder: Path, name: str, spaces: Mapping[str, str] = SPACES, rows: int = 1) -> Path:
@@ -76,8 +88,8 @@ def test_the_same_spaces_are_accepted_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
-        ({"tea": "a2", "churn": "b2"}, "another model or question ['tea']"),
-        ({"tea": "b2", "churn": "a1"}, "another model or question ['churn', 'tea']"),
+        ({"tea": "a2", "churn": "b2"}, "another model, question or answers ['tea']"),
+        ({"tea": "b2", "churn": "a1"}, "another model, question or answers ['churn', 'tea']"),
         ({"tea": "a1"}, "fields no longer declared ['churn']"),
         ({"tea": "a1", "leave": "b2"}, "new fields ['leave'], fields no longer declared ['churn']"),
         ({"bread": "c3"}, "fields no longer declared ['churn', 'tea']"),
@@ -103,7 +115,7 @@ def test_other_spaces_are_refused_and_nothing_is_touched(
 def test_a_new_scenario_is_sent_to_a_view_of_its_own(tmp_path: Path) -> None:
     """Adding a scenario mixes nothing, but old rows lack it: the error says how to add it."""
     write_run(tmp_path, "1")
-    with pytest.raises(SpaceError, match=r"scenarios \['bread'\] are new.*second scenario_view"):
+    with pytest.raises(SpaceError, match=r"fields \['bread'\] are new.*second scenario_view"):
         prepare_sink("taste_v1", tmp_path, schema({**SPACES, "bread": "c3"}))
 
 
@@ -112,7 +124,7 @@ def test_every_run_in_the_folder_counts(tmp_path: Path) -> None:
     write_run(tmp_path, "1")
     write_run(tmp_path, "2", {"tea": "old", "churn": "b2"})
     write_run(tmp_path, "3")
-    with pytest.raises(SpaceError, match=r"another model or question \['tea'\]"):
+    with pytest.raises(SpaceError, match=r"question or answers \['tea'\]"):
         prepare_sink("taste_v1", tmp_path, schema())
 
 
@@ -170,3 +182,73 @@ def test_feasts_validation_of_the_source_prepares_the_sink(tmp_path: Path) -> No
     write_run(tmp_path / "sink", "1", {"tea": "old", "churn": "b2"})
     with pytest.raises(SpaceError):
         source.validate(config)
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def scored(positive: str = "yes", space: str = "a1") -> ScenarioDecl:
+    """A scenario with a zero-shot score."""
+    return ScenarioDecl(
+        name="tea", query="Tea?", prompt=None, space=space, positive=(positive,), negative=("no",)
+    )
+
+
+def scored_run(folder: Path, scenario: ScenarioDecl) -> ViewRun:
+    """A run of a view with one scenario."""
+    columns = (scenario.as_column(),)
+    return ViewRun("run", "taste_v1", "shopper_id", "string", columns, str(folder), "state", True)
+
+
+def test_a_score_of_other_answers_does_not_enter_a_sink(tmp_path: Path) -> None:
+    """The vectors are the same, and still the score's column would hold two meanings."""
+    old, new = (scored_run(tmp_path, scored(word)).schema for word in ("yes", "sure"))
+    assert old.field("tea").equals(new.field("tea"), check_metadata=True)
+    path = tmp_path / "run-1" / "part-00000.parquet"
+    path.parent.mkdir()
+    pq.write_table(old.empty_table(), path)
+    prepare_sink("taste_v1", tmp_path, old)
+    with pytest.raises(
+        SpaceError, match=r"another model, question or answers \['tea_score'\], new"
+    ):
+        prepare_sink("taste_v1", tmp_path, new)
+
+
+def test_a_score_joins_a_view_only_by_a_second_view(tmp_path: Path) -> None:
+    """Old rows have no score: the error says how to add it without a second pass."""
+    bare = scored().model_copy(update={"positive": (), "negative": ()})
+    path = tmp_path / "run-1" / "part-00000.parquet"
+    path.parent.mkdir()
+    pq.write_table(scored_run(tmp_path, bare).schema.empty_table(), path)
+    with pytest.raises(SpaceError, match=r"fields \['tea_score'\] are new.*second scenario_view"):
+        prepare_sink("taste_v1", tmp_path, scored_run(tmp_path, scored()).schema)
+
+
+def test_the_catalogue_tells_scores_of_other_answers_apart(tmp_path: Path) -> None:
+    """Field, fingerprint and size of vector and score are recorded, and a mix is refused."""
+    spec = ViewSpec(
+        bundle="model",
+        digest="d" * 64,
+        dim=8,
+        events=(),
+        scenarios=(scored(),),
+        snapshots_seconds=None,
+    )
+    records = space_records("shop", "taste_v1", spec)
+    column = scored().as_column()
+    assert column.score == ScoreColumn(
+        "tea_score", Answers(("yes",), ("no",)), records[1].fingerprint
+    )
+    assert [(one.field, one.fingerprint, one.dim) for one in records] == [
+        ("tea", "a1", 8),
+        ("tea_score", column.score.space, 1),
+    ]
+    with Catalog.open(f"sqlite:///{tmp_path / 'anchor.db'}") as catalog:
+        catalog.record_spaces(records)
+        check_catalogue(catalog, "shop", scored_run(tmp_path, scored()))
+        other = scored_run(tmp_path, scored("sure"))
+        check_catalogue(catalog, "other project", other)
+        with pytest.raises(SpaceError, match="field 'tea_score': scores with other answers"):
+            check_catalogue(catalog, "shop", other)
+        with pytest.raises(SpaceError, match="field 'tea': vectors of another embedding space"):
+            check_catalogue(catalog, "shop", scored_run(tmp_path, scored(space="a2")))

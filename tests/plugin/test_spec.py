@@ -45,7 +45,13 @@ SPECS = st.builds(
     ).map(tuple),
     scenarios=st.lists(
         st.builds(
-            ScenarioDecl, name=TEXT, query=st.none() | TEXT, prompt=st.none() | TEXT, space=TEXT
+            ScenarioDecl,
+            name=TEXT,
+            query=st.none() | TEXT,
+            prompt=st.none() | TEXT,
+            space=TEXT,
+            positive=st.lists(TEXT, max_size=2).map(tuple),
+            negative=st.lists(TEXT, max_size=2).map(tuple),
         ),
         max_size=3,
     ).map(tuple),
@@ -118,3 +124,27 @@ def test_a_spec_cannot_be_changed_in_place(view: FeatureView) -> None:
     """Specs are values: what was planned is what runs."""
     with pytest.raises(ValueError, match="frozen"):
         spec_of(view).dim = 3
+
+
+def test_a_scores_fingerprint_is_that_of_its_space_and_answers() -> None:
+    """Another space, another answer, or an answer on the other side: each is another meaning."""
+
+    def space(vectors: str, positive: tuple[str, ...], negative: tuple[str, ...]) -> str | None:
+        decl = ScenarioDecl(
+            name="tea", query="?", prompt=None, space=vectors, positive=positive, negative=negative
+        )
+        score = decl.as_column().score
+        return None if score is None else score.space
+
+    meanings = [
+        space("a1", ("yes",), ("no",)),
+        space("a2", ("yes",), ("no",)),
+        space("a1", ("no",), ("yes",)),
+        space("a1", ("sure", "yes"), ("no",)),
+        space("a1", ("yes",), ("never", "no")),
+        "a1",
+    ]
+    assert len(set(meanings)) == len(meanings)
+    assert space("a1", ("yes",), ("no",)) == meanings[0]
+    assert {len(meaning or "") for meaning in meanings[:-1]} == {32}
+    assert space("a1", (), ()) is None

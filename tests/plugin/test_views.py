@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from feast.types import Array, Float32, Int64, String, UnixTimestamp
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError, SpaceError, SpecError
-from feast_anchor.onnx_export.manifest import ModalitySpec, read_manifest
+from feast_anchor.onnx_export.manifest import ModalitySpec, read_manifest, score_fingerprint
 from feast_anchor.plugin import Modality, Scenario, scenario_view
 from feast_anchor.plugin.spec import SPACE_TAG, TAG, is_ours, spec_of
 from shop import END, SPECS, config, entity, event_view, make_tables, modalities, write_tables
@@ -25,6 +26,7 @@ PaperBundle = Callable[..., Path]
 
 TEA = Scenario("tea", "Will this shopper buy tea?")
 GENERAL = Scenario("general", None)
+SCORED = Scenario("tea", "Will this shopper buy tea?", score=True)
 TUNED = Scenario("tuned_tea", "Will this shopper buy tea?", prompt="tuned")
 
 
@@ -133,6 +135,51 @@ def test_the_spec_in_the_tag_is_the_declaration(tmp_path: Path, paper_bundle: Pa
     assert spec.snapshots == timedelta(hours=12)
 
 
+def test_a_score_is_a_field_beside_the_vector(tmp_path: Path, paper_bundle: PaperBundle) -> None:
+    """A Float32 next to the vector, with its own fingerprint; the vector stays as it was."""
+    bundle = paper_bundle()
+    churn = Scenario("churn", "Will this shopper stop?")
+    view = declare(tmp_path, bundle, scenarios=[SCORED, churn])
+    assert [(f.name, f.dtype) for f in view.features] == [
+        ("tea", Array(Float32)),
+        ("tea_score", Float32),
+        ("churn", Array(Float32)),
+        ("history_end", UnixTimestamp),
+    ]
+    vector, score = view.features[:2]
+    model = Bundle(bundle, read_manifest(bundle))
+    assert vector.tags[SPACE_TAG] == model.fingerprint(SCORED.query)
+    assert score.tags[SPACE_TAG] == score_fingerprint(vector.tags[SPACE_TAG], ["yes"], ["no"])
+    assert "similarity to ['yes'] minus ['no']" in score.description
+    assert [(s.positive, s.negative) for s in spec_of(view).scenarios] == [
+        (("yes",), ("no",)),
+        ((), ()),
+    ]
+
+
+def test_answers_change_a_scores_fingerprint_and_their_order_does_not(
+    tmp_path: Path, paper_bundle: PaperBundle
+) -> None:
+    """The vector beside it keeps its space: only the number that is read off it changes."""
+    bundle = paper_bundle()
+
+    def spaces(*positive: str, negative: str = "no") -> list[str]:
+        scenario = replace(SCORED, positive=list(positive), negative=(negative,))
+        fields = declare(tmp_path, bundle, scenarios=[scenario]).features
+        return [field.tags[SPACE_TAG] for field in fields[:2]]
+
+    asked = [
+        spaces("yes"),
+        spaces("sure"),
+        spaces("yes", "sure"),
+        spaces("yes", negative="never"),
+        spaces("no", negative="yes"),
+    ]
+    assert len({vector for vector, _ in asked}) == 1
+    assert len({score for _, score in asked}) == len(asked)
+    assert spaces("sure", "yes") == spaces("yes", "sure")
+
+
 # --- Feast -----------------------------------------------------------------------------------
 
 
@@ -162,7 +209,8 @@ def test_a_view_comes_back_from_the_registry_as_it_went_in(
     tmp_path: Path, paper_bundle: PaperBundle
 ) -> None:
     """Another process reads a FeatureView on a FileSource, with spec, spaces and parents."""
-    view = declare(tmp_path, paper_bundle(), scenarios=[TEA, GENERAL, TUNED])
+    scored = replace(SCORED, name="scored", positive=["sure", "yes"])
+    view = declare(tmp_path, paper_bundle(), scenarios=[TEA, GENERAL, TUNED, scored])
     apply(tmp_path, view)
     found = reader(tmp_path).get_feature_view("taste_v1")
     assert type(found) is FeatureView
@@ -214,7 +262,7 @@ def test_applying_twice_is_fine_and_another_question_is_refused(
     pq.write_table(pq.read_table(part), tmp_path / "sink" / "run-1" / "part-00000.parquet")
     apply(tmp_path, declare(tmp_path, bundle))
     moved = declare(tmp_path, bundle, scenarios=[Scenario("tea", "Tea or coffee?"), GENERAL])
-    with pytest.raises(SpaceError, match=r"another model or question \['tea'\]"):
+    with pytest.raises(SpaceError, match=r"question or answers \['tea'\]"):
         apply(tmp_path, moved)
 
 
@@ -267,7 +315,7 @@ def test_a_name_that_cannot_be_a_column_is_refused(name: str) -> None:
 def test_two_scenarios_of_one_name_are_refused(tmp_path: Path, paper_bundle: PaperBundle) -> None:
     """Also when they ask the same."""
     with pytest.raises(
-        SpecError, match=r"two scenarios or key columns are named \['tea'\]; rename"
+        SpecError, match=r"two scenarios, scores or key columns are named \['tea'\]; rename"
     ):
         declare(tmp_path, paper_bundle(), scenarios=[TEA, GENERAL, TEA])
 
@@ -278,6 +326,61 @@ def test_a_scenario_named_like_the_key_is_refused(
     """A vector column would hide the join key."""
     with pytest.raises(SpecError, match=r"are named \['shopper_id'\]"):
         declare(tmp_path, paper_bundle(), scenarios=[Scenario("shopper_id", "Tea?")])
+
+
+def test_a_score_named_like_another_field_is_refused(
+    tmp_path: Path, paper_bundle: PaperBundle
+) -> None:
+    """A scenario may not have the name that another one's score takes."""
+    with pytest.raises(SpecError, match=r"are named \['tea_score'\]; rename"):
+        declare(tmp_path, paper_bundle(), scenarios=[SCORED, Scenario("tea_score", "Tea?")])
+
+
+@pytest.mark.parametrize("answers", ["yes", [], ()])
+def test_answers_are_a_list_of_at_least_one(answers: Any) -> None:
+    """A bare text would be read as its letters."""
+    with pytest.raises(SpecError, match=r"positive=.*expected a list of at least one answer"):
+        Scenario("tea", "Tea?", positive=answers, score=True)
+    with pytest.raises(SpecError, match=r"negative=.*expected a list of at least one answer"):
+        Scenario("tea", "Tea?", negative=answers, score=True)
+
+
+@pytest.mark.parametrize("answer", ["", "  "])
+def test_an_empty_answer_is_refused(tmp_path: Path, paper_bundle: PaperBundle, answer: str) -> None:
+    """It would be compared with nothing; the error names view and scenario."""
+    scenario = replace(SCORED, negative=["no", answer])
+    with pytest.raises(SpecError, match=r"'taste_v1', scenario 'tea': answer .* has no tokens"):
+        declare(tmp_path, paper_bundle(), scenarios=[scenario])
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative"),
+    [(["yes"], ["yes"]), (["yes", "sure"], ["no", " sure "]), (["yes", "yes"], ["no"])],
+)
+def test_answers_that_read_the_same_are_refused(
+    tmp_path: Path, paper_bundle: PaperBundle, positive: list[str], negative: list[str]
+) -> None:
+    """On both sides an answer cancels out, on one it counts twice: to the model, not as text."""
+    scenario = replace(SCORED, positive=positive, negative=negative)
+    with pytest.raises(SpecError, match="read the same to the model"):
+        declare(tmp_path, paper_bundle(), scenarios=[scenario])
+
+
+def test_a_general_embedding_is_scored_on_answers_of_its_own_only(
+    tmp_path: Path, paper_bundle: PaperBundle
+) -> None:
+    """No question was asked, so yes and no would answer nothing."""
+    with pytest.raises(SpecError, match=r"asks nothing.*write positive="):
+        Scenario("general", None, score=True)
+    scenario = Scenario("general", None, positive=["sure"], negative=["never"], score=True)
+    view = declare(tmp_path, paper_bundle(), scenarios=[scenario])
+    assert [field.name for field in view.features] == ["general", "general_score", "history_end"]
+
+
+def test_answers_without_a_score_are_refused() -> None:
+    """They would be ignored in silence."""
+    with pytest.raises(SpecError, match="answers and no score; add score=True"):
+        Scenario("tea", "Tea?", positive=["sure"])
 
 
 def test_two_modalities_of_one_name_are_refused(tmp_path: Path, paper_bundle: PaperBundle) -> None:

@@ -16,11 +16,13 @@ from feast_anchor.onnx_export.manifest import ModalitySpec
 from feast_anchor.transforms import sinks
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import ShardHistories, build_histories
-from feast_anchor.transforms.job import ScenarioColumn, ViewRun, row_schema
+from feast_anchor.transforms.job import ScenarioColumn, ScoreColumn, ViewRun, row_schema
 from feast_anchor.transforms.scoring import Question, UserVectors
 from feast_anchor.transforms.sinks import ShardManifest
+from feast_anchor.transforms.zeroshot import Answers
 
 DIM = 4
+ANSWERS = Answers(("yes",), ("no",))
 CREATED = 1_700_000_000_000_000
 STAMP = pa.timestamp("us", tz="UTC")
 
@@ -163,6 +165,18 @@ def test_rows_hold_the_right_vector_under_each_name(run: ViewRun) -> None:
         assert found.tobytes() == np.ascontiguousarray(every[:, question]).tobytes()
 
 
+def test_a_score_is_read_off_the_vector_of_its_own_scenario(run: ViewRun) -> None:
+    """The axis here picks the vector's second number, doubled: each row's score is that."""
+    tea, churn = run.scenarios
+    run = replace(run, scenarios=(tea, replace(churn, score=ScoreColumn("risk", ANSWERS, "c3"))))
+    axes = {ANSWERS: np.array([0, 2, 0, 0], dtype=np.float32)}
+    scored = [vectors_of("ada", [10, 20]), vectors_of("bo", [30])]
+    rows = sinks.rows_table(run, [2, 0], scored, CREATED, axes)
+    assert rows.schema.equals(run.schema, check_metadata=True)
+    every = np.concatenate([user.vectors for user in scored])
+    assert rows["risk"].to_pylist() == (2 * every[:, 0, 1]).tolist()
+
+
 def test_no_users_are_an_empty_table_of_the_same_schema(run: ViewRun) -> None:
     """A shard without users still writes typed columns."""
     rows = sinks.rows_table(run, [0, 1], [], CREATED)
@@ -290,19 +304,27 @@ def test_a_user_without_events_in_time_is_a_letter_too(run: ViewRun) -> None:
     assert letter["rejected"] == "no_event_before_as_of"
 
 
-def test_the_row_schema_is_key_three_times_and_vectors() -> None:
+def test_the_row_schema_is_key_three_times_vectors_and_scores() -> None:
     """Columns, types and spaces of a view's rows, in their order."""
-    schema = row_schema("household", "int64", {"tea": "a1", "churn": "b2"})
+    score = ScoreColumn("tea_score", ANSWERS, "c3")
+    columns = [
+        ScenarioColumn("tea", Question("Tea?"), "a1", score),
+        ScenarioColumn("churn", Question("Gone?"), "b2"),
+    ]
+    schema = row_schema("household", "int64", columns)
     assert schema.names == [
         "household",
         "event_timestamp",
         "created_timestamp",
         "history_end",
         "tea",
+        "tea_score",
         "churn",
     ]
-    assert schema.types == [pa.int64(), *[STAMP] * 3, *[pa.list_(pa.float32())] * 2]
-    assert [schema.field(name).metadata for name in ("tea", "churn")] == [
+    vector = pa.list_(pa.float32())
+    assert schema.types == [pa.int64(), *[STAMP] * 3, vector, pa.float32(), vector]
+    assert [schema.field(name).metadata for name in ("tea", "tea_score", "churn")] == [
         {b"space": b"a1"},
+        {b"space": b"c3"},
         {b"space": b"b2"},
     ]

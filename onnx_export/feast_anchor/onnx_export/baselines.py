@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
@@ -24,12 +23,12 @@ from sklearn.preprocessing import normalize
 from .corpus import DAY
 from .errors import SpecError
 from .manifest import ModalitySpec
+from .past import Past, read_past
 from .text import template_columns
 from .topics import field_values
 
 Array = np.ndarray[Any, Any]
 
-_NEVER = 548.0  # days since the newest event of who has none
 _WEEK = 7 * DAY
 _HOUR = DAY // 24
 _RARE = 100  # values that fewer than one user in so many has are not counted
@@ -53,56 +52,6 @@ class FieldValue:
     value: str
 
 
-@dataclass(frozen=True)
-class _Past:
-    """Events before an as-of, as arrays [N] in order of time."""
-
-    users: int  # rows of every result
-    row: Array  # whose event
-    time: Array  # microseconds since the epoch, UTC
-    age: Array  # days from the event to the as-of, above 0
-    modality: Array
-    amount: Array
-    text: Array  # position in texts
-    texts: tuple[str, ...]
-
-    def only(self, kept: Array) -> _Past:
-        """The events whose mask [N] is true."""
-        columns = (self.row, self.time, self.age, self.modality, self.amount, self.text)
-        return _Past(self.users, *(column[kept] for column in columns), self.texts)
-
-    def within(self, days: float) -> _Past:
-        return self.only(self.age <= days)
-
-    def count(self) -> Array:
-        return np.log1p(np.bincount(self.row, minlength=self.users))
-
-    def spend(self) -> Array:
-        total = np.bincount(self.row, self.amount, self.users)
-        return np.asarray(np.sign(total) * np.log1p(np.abs(total)))
-
-    def recency(self) -> Array:
-        newest = np.full(self.users, _NEVER)
-        np.minimum.at(newest, self.row, self.age)
-        return np.log1p(newest)
-
-    def span(self) -> Array:
-        oldest = np.zeros(self.users)
-        np.maximum.at(oldest, self.row, self.age)
-        return np.log1p(oldest)
-
-    def distinct(self, of: Array) -> Array:
-        """log1p of the number of different values of `of` [N] per user."""
-        pairs = np.unique(np.stack((self.row, of)), axis=1)
-        return np.log1p(np.bincount(pairs[0], minlength=self.users))
-
-    def share(self, kept: Array) -> Array:
-        """Part of each user's events whose mask [N] is true; 0 without events."""
-        part = np.bincount(self.row, kept, self.users)
-        share: Array = part / np.maximum(1, np.bincount(self.row, minlength=self.users))
-        return share
-
-
 def activity_features(
     events: pa.Table, users: Sequence[str], as_of: datetime, modalities: Sequence[ModalitySpec]
 ) -> Array:
@@ -114,7 +63,7 @@ def activity_features(
     event, weeks with an event.
     """
     timed = [i for i, m in enumerate(modalities) if m.kind == "events"]
-    past = _past(events, users, as_of)
+    past = read_past(events, users, as_of)
     past = past.only(np.isin(past.modality, [i for i in timed if modalities[i].amount] or timed))
     return np.stack(list(_activity(past).values()), axis=1)
 
@@ -131,7 +80,7 @@ def topic_features(
     log1p of their number, of those of the last 91 days and of the days since the newest, and their
     share of the modality's events. Raises `SpecError` for a modality that is not there.
     """
-    past = _past(events, users, as_of)
+    past = read_past(events, users, as_of)
     past = past.only(past.modality == _position(modalities, topic.modality))
     has = np.array([topic.contains in text for text in past.texts], dtype=bool)[past.text]
     hour = past.time % DAY // _HOUR
@@ -149,7 +98,7 @@ def frequent_values(
     limit: int = 24,
 ) -> tuple[FieldValue, ...]:
     """The values that most of `fit_users` have, at most `limit` of each column of each template."""
-    past = _past(events, fit_users, as_of)
+    past = read_past(events, fit_users, as_of)
     chosen: list[FieldValue] = []
     for index in range(len(modalities)):
         own = past.only(past.modality == index)
@@ -183,7 +132,7 @@ def tabular_features(
         modalities: what the column `modality` indexes.
         values: from `frequent_values` of the users that something is fitted on.
     """
-    past = _past(events, users, as_of)
+    past = read_past(events, users, as_of)
     columns: dict[str, Array] = {}
     for index, modality in enumerate(modalities):
         own = past.only(past.modality == index)
@@ -214,37 +163,17 @@ def factorisation(
     Cells are log1p counts weighted by how few of `fit_users` have the text (idf), rows have unit
     length; the axes are those of `fit_users` alone. Fewer axes where there are fewer texts.
     """
-    fitted = _past(events, fit_users, as_of)
+    fitted = read_past(events, fit_users, as_of)
     _, first, item = np.unique(_items(fitted), return_index=True, return_inverse=True)
     place = {_key(fitted, n): column for column, n in enumerate(first)}
     counts = _counts(fitted, item, len(place))
     idf = np.log((1 + len(fit_users)) / (1 + np.asarray((counts > 0).sum(axis=0)).ravel())) + 1
     svd = TruncatedSVD(min(dim, len(place) - 1), random_state=seed).fit(_weighted(counts, idf))
-    past = _past(events, users, as_of)
+    past = read_past(events, users, as_of)
     past = past.only(np.array([_key(past, n) in place for n in range(len(past.row))], dtype=bool))
     item = np.array([place[_key(past, n)] for n in range(len(past.row))], dtype=np.int64)
     vectors: Array = svd.transform(_weighted(_counts(past, item, len(place)), idf))
     return vectors
-
-
-def _past(events: pa.Table, users: Sequence[str], as_of: datetime) -> _Past:
-    limit = pa.scalar(as_of, pa.timestamp("us", tz="UTC"))
-    kept = events.filter(pc.less(events.column("event_timestamp"), limit)).combine_chunks()
-    kept = kept.filter(pc.is_in(kept.column("user"), value_set=pa.array(users, pa.string())))
-    kept = kept.sort_by("event_timestamp").combine_chunks()
-    row = pc.index_in(kept.column("user"), value_set=pa.array(users, pa.string()))
-    time = kept.column("event_timestamp").cast("int64").to_numpy()
-    texts = pc.unique(kept.column("text"))
-    return _Past(
-        users=len(users),
-        row=row.to_numpy().astype(np.int64),
-        time=time,
-        age=(round(as_of.timestamp() * 1e6) - time) / DAY,
-        modality=kept.column("modality").to_numpy(),
-        amount=kept.column("amount").to_numpy().astype(np.float64),
-        text=pc.index_in(kept.column("text"), value_set=texts).to_numpy().astype(np.int64),
-        texts=tuple(texts.to_pylist()),
-    )
 
 
 def _position(modalities: Sequence[ModalitySpec], name: str) -> int:
@@ -254,7 +183,7 @@ def _position(modalities: Sequence[ModalitySpec], name: str) -> int:
     return names.index(name)
 
 
-def _texts_of(past: _Past, modality: ModalitySpec, index: int) -> dict[FieldValue, Array]:
+def _texts_of(past: Past, modality: ModalitySpec, index: int) -> dict[FieldValue, Array]:
     """Field value -> which of `past.texts` [texts] have it, from this modality's events alone."""
     found: dict[FieldValue, Array] = {}
     for text in np.unique(past.text):
@@ -264,7 +193,7 @@ def _texts_of(past: _Past, modality: ModalitySpec, index: int) -> dict[FieldValu
     return found
 
 
-def _activity(past: _Past) -> dict[str, Array]:
+def _activity(past: Past) -> dict[str, Array]:
     recent = {days: past.within(days) for days in (7, 28, 91)}
     return (
         {"recency": past.recency()}
@@ -275,7 +204,7 @@ def _activity(past: _Past) -> dict[str, Array]:
     )
 
 
-def _habits(past: _Past) -> dict[str, Array]:
+def _habits(past: Past) -> dict[str, Array]:
     """When: trend against the 91 days before, visits and the gaps between them, hours, weekdays."""
     before = past.only((past.age > 91) & (past.age <= 182))
     hour, weekday = past.time % DAY // _HOUR, (past.time // DAY + 3) % 7
@@ -295,7 +224,7 @@ def _habits(past: _Past) -> dict[str, Array]:
 
 
 def _diversity(
-    past: _Past, texts: dict[FieldValue, Array], fields: Sequence[str]
+    past: Past, texts: dict[FieldValue, Array], fields: Sequence[str]
 ) -> dict[str, Array]:
     columns = {"texts": past.distinct(past.text)}
     for field in fields:
@@ -307,7 +236,7 @@ def _diversity(
     return columns
 
 
-def _about(past: _Past, has: Array, table: bool) -> dict[str, Array]:
+def _about(past: Past, has: Array, table: bool) -> dict[str, Array]:
     about = past.only(has)
     if table:
         return {"events": about.count()}
@@ -319,15 +248,15 @@ def _about(past: _Past, has: Array, table: bool) -> dict[str, Array]:
     }
 
 
-def _items(past: _Past) -> Array:
+def _items(past: Past) -> Array:
     return past.modality * len(past.texts) + past.text
 
 
-def _key(past: _Past, event: int) -> tuple[int, str]:
+def _key(past: Past, event: int) -> tuple[int, str]:
     return int(past.modality[event]), past.texts[past.text[event]]
 
 
-def _counts(past: _Past, item: Array, items: int) -> csr_matrix:
+def _counts(past: Past, item: Array, items: int) -> csr_matrix:
     shape = (past.users, items)
     return csr_matrix((np.ones(len(item)), (past.row, item)), shape=shape)  # sums repeats
 

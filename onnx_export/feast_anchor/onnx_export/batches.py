@@ -6,211 +6,235 @@ with `text.tokenize`: what a model is trained on is what it will be given.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from .corpus import Corpus
-from .inputs import CONTEXT_FEATURES, EVENT_FEATURES, context_features, event_features, window
-from .manifest import ModalitySpec, SpecialIds
-from .text import answer_ids, tokenize
+from .inputs import (
+    EVENT_FEATURES,
+    Ints,
+    context_features,
+    days_to_newest,
+    event_features,
+    window,
+)
+from .manifest import ModalitySpec
+from .vocabulary import Words
 
 Array = np.ndarray[Any, Any]
 
-_PUNCTUATION = r"[!-*,-/:-@\[-`{-~]"
+YES_NO = ("yes", "no")
+_EVEN = float(__import__('os').environ.get('EVEN','1.0'))  # 1 draws every family of questions equally often, 0 every question
 _POOL = 16  # batches drawn together and sorted by length, so that little is padded
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's inputs. B histories, T events, Q questions, L tokens, N texts, A answers."""
+    """One step's inputs. B histories, T events, Q questions, L tokens, A answers and two more.
 
-    texts: Tensor  # int64 [N, L] distinct event texts
+    `texts`, `queries` and `answer_texts` hold distinct texts as `TextEncoder.raw` gave them.
+    """
+
+    texts: Tensor  # [N, ...] event texts
     text: Tensor  # int64 [B, T] position in texts, 0 at padding
     features: Tensor  # [B, T, F]
     modality: Tensor  # int64 [B, T], -1 at padding
+    days: Tensor  # [B, T] days to the newest event
     plen: Tensor  # int64 [B, Q]
     context: Tensor  # [B, Q, C]
+    queries: Tensor  # [U, ...] the ways in which questions are put
+    query: Tensor  # int64 [B, Q] position in queries, -1 where nothing is asked
     ids: Tensor  # int64 [B, Q, L], each ending in <USER_EMB>
     qlen: Tensor  # int64 [B, Q]
-    answers: Tensor  # int64 [A, L] distinct answers, each ending in <EOS>
-    answer_length: Tensor  # int64 [A]
+    answer_texts: Tensor  # [A + 2, ...]; the last two are a plain yes and a plain no
+    answers: Tensor  # int64 [A + 2, L] distinct answers, each ending in <EOS>
+    answer_length: Tensor  # int64 [A + 2]
     target: Tensor  # int64 [B, Q] position in answers, -1 for none
+    says: Tensor  # int64 [B, Q] 1 where the target says yes, 0 where it says no, -1 for others
     same: Tensor  # bool [Q, A] whether the answer belongs to the question
 
 
-def train_tokenizer(texts: Sequence[str], vocab: int) -> Tokenizer:
-    """Byte-level BPE over the given texts: lower-cased, without ASCII punctuation but "+".
+@dataclass(frozen=True)
+class _History:
+    """One snapshot as the graphs read it; T events."""
 
-    No text has unknown tokens. Punctuation goes because it makes questions longer, and time to
-    train with them, without making them say more.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex(_PUNCTUATION), " "),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
-    return tokenizer
-
-
-def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Ids just past the vocabulary: no text can produce them."""
-    size = tokenizer.get_vocab_size()
-    return SpecialIds(pad=size, user_emb=size + 1, eos=size + 2, first_prompt=size + 3)
+    text: Ints  # [T] position in the corpus's texts
+    modality: Ints  # [T]
+    features: Array  # float32 [T, F]
+    days: Array  # float32 [T]
+    context: Array  # float32 [C]
 
 
 class Batches:
     """Draws batches from a corpus. Everything a step needs is prepared once, as arrays."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        modalities: Sequence[ModalitySpec],
-        tokenizer: Tokenizer,
-        special: SpecialIds,
-        max_text_tokens: int,
-        max_query_tokens: int,
-    ) -> None:
-        self.corpus, self.special = corpus, special
+    def __init__(self, corpus: Corpus, modalities: Sequence[ModalitySpec], words: Words) -> None:
+        self.corpus, self.words = corpus, words
         self.prefix_tokens = 1 + len(modalities)
-        self.is_table = np.array([m.kind == "table" for m in modalities])
-        self.texts = tokenize(tokenizer, corpus.events.texts, max_text_tokens, special.pad)
-        self.answers, self.answer_length = _padded(
-            answer_ids(tokenizer, corpus.answers, special.eos), special.pad
-        )
+        self.histories = [_read(corpus, s, modalities) for s in range(len(corpus.user))]
+        self.lengths = np.array([len(history.text) for history in self.histories])
         asked = [phrasing for question in corpus.questions for phrasing in question.phrasings]
-        queries = [e.ids[:max_query_tokens] for e in _encode(tokenizer, asked)]
-        self.queries, self.query_length = _padded(queries, special.pad)
+        answers = [*corpus.answers, *YES_NO]
+        self.texts = words.raw(corpus.events.texts)
+        self.query_texts, self.answer_texts = words.raw(asked), words.raw(answers)
+        self.queries, self.query_length = words.queries(asked)
+        self.answers, self.answer_length = words.answers(answers)
         sizes = np.array([len(question.phrasings) for question in corpus.questions])
         self.phrasing_count, self.phrasing_start = sizes, np.cumsum(sizes) - sizes
-        self.rows = [self._row(s, modalities) for s in range(len(corpus.user))]
-        self.lengths = np.array([len(row) for row in self.rows])
+        self.chance = _chance([question.family for question in corpus.questions])
         self.own_answers = np.zeros((len(sizes), len(corpus.answers)), dtype=bool)
         for question in range(len(sizes)):
             given = corpus.labels[:, question]
             self.own_answers[question, given[given >= 0]] = True
 
     def draw(
-        self, size: int, questions: int, noise: float, generator: np.random.Generator
+        self,
+        size: int,
+        questions: int,
+        noise: float,
+        seed: int,
+        *,
+        silent: float = 0.0,
+        first: int = 0,
+        among: Ints | None = None,
     ) -> Iterator[Batch]:
-        """Batches without end: `size` histories, each asked the same `questions` questions.
+        """Batches without end: `size` histories, each asked the same questions.
 
-        `noise` is the share of query tokens replaced by random ones, so that words a model never
-        saw do not move its answers.
+        Columns come in pairs: the same question, put in two ways where it has them, so that a
+        loss can ask that both get the same vector (`objective`). Each batch is a pure function of its number and the other arguments, so that an
+        interrupted training can go on where it stopped.
+
+        Args:
+            size: histories per batch.
+            questions: columns, two per question; fewer where the corpus has fewer questions.
+            noise: share of query tokens replaced by random ones, so that words a model never
+                saw do not move its answers.
+            seed: fixes every choice.
+            silent: share of pairs whose question is left out: they train the general embedding.
+            first: number of the first batch.
+            among: snapshots to draw from, all by default.
         """
-        while True:
-            need = size * _POOL
-            order = np.concatenate(
-                [generator.permutation(len(self.rows)) for _ in range(-(-need // len(self.rows)))]
-            )[:need]
-            order = order[np.argsort(self.lengths[order], kind="stable")]
-            for chunk in generator.permutation(_POOL):
-                rows = order[chunk * size : (chunk + 1) * size]
-                count = min(questions, len(self.phrasing_count))
-                columns = generator.choice(len(self.phrasing_count), count, replace=False)
-                yield self._batch(rows, columns, noise, generator)
+        rows = np.arange(len(self.histories)) if among is None else among
+        for number in itertools.count(first):
+            drawn = self._draw_rows(rows, size, number, seed)
+            generator = np.random.default_rng((seed, 1, number))
+            count = min(max(1, questions // 2), len(self.chance))
+            columns = generator.choice(len(self.chance), count, replace=False, p=self.chance)
+            yield self._batch(drawn, np.repeat(columns, 2), noise, silent, generator)
 
-    def _row(self, snapshot: int, modalities: Sequence[ModalitySpec]) -> Array:
-        """Positions in the event table that this history reads."""
-        events, user = self.corpus.events, self.corpus.user[snapshot]
-        first, last = events.starts[user], events.starts[user + 1]
-        as_of = int(self.corpus.as_of[snapshot])
-        times, modality = events.times[first:last], events.modality[first:last]
-        rows: Array = first + window(times, modality, as_of, modalities)
-        return rows
+    def _draw_rows(self, rows: Ints, size: int, number: int, seed: int) -> Ints:
+        """The histories of one batch: its part of a pool sorted by length."""
+        pool, turn = divmod(number, _POOL)
+        generator = np.random.default_rng((seed, 0, pool))
+        need = size * _POOL
+        order = np.concatenate([generator.permutation(rows) for _ in range(-(-need // len(rows)))])
+        order = order[:need]
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        part = generator.permutation(_POOL)[turn]
+        return order[part * size : (part + 1) * size]
 
     def _batch(
-        self, rows: Array, columns: Array, noise: float, generator: np.random.Generator
+        self,
+        rows: Ints,
+        columns: Ints,
+        noise: float,
+        silent: float,
+        generator: np.random.Generator,
     ) -> Batch:
-        history = self._history(rows)
         shape = (len(rows), len(columns))
         pick = self.phrasing_start[columns] + (
             generator.random(shape) * self.phrasing_count[columns]
         ).astype(np.int64)
-        qlen = self.query_length[pick] + 1
-        ids = np.full((*shape, int(qlen.max())), self.special.pad, dtype=np.int64)
-        width = min(ids.shape[2], self.queries.shape[1])
-        ids[:, :, :width] = self.queries[pick][:, :, :width]
-        swap = (generator.random(ids.shape) < noise) & (ids != self.special.pad)
-        ids = np.where(swap, generator.integers(0, self.special.pad, ids.shape), ids)
-        np.put_along_axis(ids, qlen[..., None] - 1, self.special.user_emb, axis=2)
+        distinct, query = np.unique(pick, return_inverse=True)
+        quiet = generator.random(shape) < silent
+        query = np.where(quiet, -1, query.reshape(shape))
+        ids, qlen = self._suffixes(pick, quiet, noise, generator)
         labels = self.corpus.labels[np.ix_(rows, columns)]
         used = np.unique(labels[labels >= 0])
-        target = np.where(labels >= 0, np.searchsorted(used, labels), -1)
-        length = self.answer_length[used]
+        plain = np.arange(len(self.answers) - 2, len(self.answers))
+        length = self.answer_length[np.append(used, plain)]
+        context = np.stack([self.histories[row].context for row in rows])  # [B,C]
         return Batch(
-            **history,
+            **self._history(rows),
             plen=_tensor(
                 np.repeat((self.prefix_tokens + self.lengths[rows])[:, None], shape[1], 1)
             ),
-            context=self._context(rows, shape[1]),
+            context=_tensor(context).unsqueeze(1).expand(-1, shape[1], -1),  # [B,C] -> [B,Q,C]
+            queries=self.query_texts[distinct],
+            query=_tensor(query),
             ids=_tensor(ids),
             qlen=_tensor(qlen),
-            answers=_tensor(self.answers[used][:, : int(length.max(initial=1))]),
+            answer_texts=self.answer_texts[np.append(used, plain)],
+            answers=_tensor(self.answers[np.append(used, plain)][:, : int(length.max())]),
             answer_length=_tensor(length),
-            target=_tensor(target),
+            target=_tensor(np.where(labels >= 0, np.searchsorted(used, labels), -1)),
+            says=_tensor(np.where(labels >= 0, self.corpus.says[labels], -1)),
             same=_tensor(self.own_answers[np.ix_(columns, used)]),
         )
 
-    def _history(self, rows: Array) -> dict[str, Tensor]:
-        events = self.corpus.events
+    def _suffixes(
+        self, pick: Ints, quiet: Array, noise: float, generator: np.random.Generator
+    ) -> tuple[Ints, Ints]:
+        """Token ids [B,Q,L] and lengths [B,Q] of the picked phrasings, some of them silent."""
+        special = self.words.special
+        qlen = np.where(quiet, 0, self.query_length[pick]) + 1
+        ids = np.full((*pick.shape, int(qlen.max())), special.pad, dtype=np.int64)
+        width = min(ids.shape[2], self.queries.shape[1])
+        ids[:, :, :width] = self.queries[pick][:, :, :width]
+        swap = (generator.random(ids.shape) < noise) & (ids != special.pad)
+        ids = np.where(swap, generator.integers(0, special.pad, ids.shape), ids)
+        ids[np.arange(ids.shape[2]) >= qlen[..., None]] = special.pad
+        np.put_along_axis(ids, qlen[..., None] - 1, special.user_emb, axis=2)
+        return ids, qlen
+
+    def _history(self, rows: Ints) -> dict[str, Tensor]:
         longest = int(self.lengths[rows].max())
         features = np.zeros((len(rows), longest, len(EVENT_FEATURES)), dtype=np.float32)
+        days = np.zeros((len(rows), longest), dtype=np.float32)
         modality = np.full((len(rows), longest), -1, dtype=np.int64)
         text = np.zeros((len(rows), longest), dtype=np.int64)
         for out, row in enumerate(rows):
-            at = self.rows[row]
-            kind = events.modality[at]
-            modality[out, : len(at)], text[out, : len(at)] = kind, events.text[at]
-            features[out, : len(at)] = event_features(
-                events.times[at], events.amounts[at], self.is_table[kind]
-            )
+            history = self.histories[row]
+            size = len(history.text)
+            modality[out, :size], text[out, :size] = history.modality, history.text
+            features[out, :size], days[out, :size] = history.features, history.days
         distinct, inverse = np.unique(text, return_inverse=True)
         return {
-            "texts": _tensor(self.texts[distinct]),
+            "texts": self.texts[distinct],
             "text": _tensor(inverse.reshape(text.shape)),
             "features": _tensor(features),
             "modality": _tensor(modality),
+            "days": _tensor(days),
         }
 
-    def _context(self, rows: Array, questions: int) -> Tensor:
-        events = self.corpus.events
-        out = np.empty((len(rows), len(CONTEXT_FEATURES)), dtype=np.float32)
-        for index, row in enumerate(rows):
-            at = self.rows[row]
-            table = self.is_table[events.modality[at]]
-            out[index] = context_features(events.times[at], table, int(self.corpus.as_of[row]))
-        return _tensor(out).unsqueeze(1).expand(-1, questions, -1)  # [B,C] -> [B,Q,C]
+
+def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> _History:
+    events, user = corpus.events, corpus.user[snapshot]
+    first, last = events.starts[user], events.starts[user + 1]
+    as_of = int(corpus.as_of[snapshot])
+    at = first + window(events.times[first:last], events.modality[first:last], as_of, modalities)
+    times, modality = events.times[at], events.modality[at]
+    is_table = np.array([m.kind == "table" for m in modalities])[modality]
+    return _History(
+        text=events.text[at],
+        modality=modality,
+        features=event_features(times, events.amounts[at], is_table),
+        days=days_to_newest(times, is_table),
+        context=context_features(times, is_table, as_of),
+    )
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
-    return list(tokenizer.encode_batch(list(texts), add_special_tokens=False))
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Array, Array]:
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    ids = np.full((len(rows), int(lengths.max(initial=1))), pad, dtype=np.int64)
-    for target, row in zip(ids, rows, strict=True):
-        target[: len(row)] = row
-    return ids, lengths
+def _chance(families: Sequence[str]) -> Array:
+    """How likely each question is to be drawn; large families are held back, float64 [K]."""
+    _, which, size = np.unique(np.array(families), return_inverse=True, return_counts=True)
+    weight: Array = size[which].astype(np.float64) ** -_EVEN
+    return weight / weight.sum()
 
 
 def _tensor(array: Array) -> Tensor:

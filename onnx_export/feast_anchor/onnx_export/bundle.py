@@ -7,11 +7,15 @@ the folder, and that the graphs use standard operators only. After that all of i
 be what was exported, and a run can pin it by one digest.
 
     event.onnx   ids[N,L]                                            -> vector[N,E]
-    prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T]      -> k_i, v_i [B,KV,P,hd]
+    prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T],
+                 days[B,T]                    -> k_i, v_i [B,KV,P,hd], event_keys[B,P,E],
+                                                 event_values[B,P,V]
     suffix.onnx  ids[B,Q,L], qlen[B,Q], plen[B,Q], context[B,Q,C],
-                 prompt[R,D], k_i, v_i                               -> embedding[B,Q,dim]
-    answer.onnx  ids[A,L], length[A]                                 -> embedding[A,dim]
+                 query[B,Q,E], prompt[R,D], state                    -> embedding[B,Q,dim]
+    answer.onnx  ids[A,L], length[A], vector[A,E]                    -> embedding[A,dim]
 
+    The state is what prefix returns, under the names that the manifest lists. query and vector are
+    what event.onnx makes of a question and of an answer; a query of zeros asks nothing.
     P = 1 + modalities + T; plen counts the real (unpadded) prefix tokens, qlen the real suffix
     tokens, of which the last is <USER_EMB>; length counts the real tokens of an answer, of which
     the last is <EOS>. modality is -1 where an event slot is padding.
@@ -33,6 +37,7 @@ from .manifest import (
     GRAPHS,
     MANIFEST_FILE,
     PROMPTS_FILE,
+    TEXT_TOKENIZER_FILE,
     TOKENIZER_FILE,
     FileRecord,
     Manifest,
@@ -40,13 +45,21 @@ from .manifest import (
     space_fingerprint,
 )
 from .onnxcheck import check_graph
-from .text import answer_ids
+from .text import answer_ids, tokenize
 
 if TYPE_CHECKING:
     import onnxruntime as ort
     from tokenizers import Tokenizer
 
-REQUIRED_FILES = (*(f"{graph}.onnx" for graph in GRAPHS), TOKENIZER_FILE, PROMPTS_FILE)
+REQUIRED_FILES = (
+    *(f"{graph}.onnx" for graph in GRAPHS),
+    TOKENIZER_FILE,
+    TEXT_TOKENIZER_FILE,
+    PROMPTS_FILE,
+)
+
+_TEXTS_PER_RUN = 64
+_WIDTH_STEP = 8  # tokens; a text is padded to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Bundle:
         folder = Path(folder)
         manifest = read_manifest(folder)
         _check_required(folder, manifest)
-        for name in (TOKENIZER_FILE, PROMPTS_FILE):
+        for name in (TOKENIZER_FILE, TEXT_TOKENIZER_FILE, PROMPTS_FILE):
             _check_file(folder, name, manifest.files[name])
         return cls(folder, manifest)
 
@@ -125,6 +138,35 @@ class Bundle:
         return Tokenizer.from_file(str(self.folder / TOKENIZER_FILE))
 
     @cached_property
+    def text_tokenizer(self) -> Tokenizer:
+        """The text encoder's tokenizer of events, queries and answers."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / TEXT_TOKENIZER_FILE))
+
+    def encode_texts(
+        self, texts: Sequence[str], event: ort.InferenceSession | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Encode texts with the event graph: float32 [len(texts), E].
+
+        A text's width depends on its own length and every run has the same number of rows, so its
+        bits do not depend on the other texts. `event` is a session to use, or one is made.
+        """
+        event = event or self.session("event")
+        pad, limit = self.manifest.text_pad, self.manifest.max_text_tokens
+        ids = tokenize(self.text_tokenizer, texts, limit, pad)  # [N, limit]
+        widths = np.minimum(limit, -(-(ids != pad).sum(1) // _WIDTH_STEP) * _WIDTH_STEP)
+        out = np.empty((len(texts), self.manifest.dims.text), dtype=np.float32)
+        for width in np.unique(widths).tolist():
+            rows = np.flatnonzero(widths == width)
+            for start in range(0, len(rows), _TEXTS_PER_RUN):
+                some = rows[start : start + _TEXTS_PER_RUN]
+                feed = np.full((_TEXTS_PER_RUN, max(1, width)), pad, dtype=np.int64)
+                feed[: len(some)] = ids[some, : max(1, width)]
+                out[some] = event.run(["vector"], {"ids": feed})[0][: len(some)]
+        return out
+
+    @cached_property
     def prompts(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Tuned soft prompts by name, each float32 [tokens, hidden]."""
         from safetensors.numpy import load_file
@@ -133,6 +175,8 @@ class Bundle:
 
     def query_ids(self, query: str | None) -> list[int]:
         """Token ids of a scenario query, without `<USER_EMB>`; [] for the general embedding.
+
+        Also [] for a model that reads a question by its text vector alone.
 
         Raises `BundleError` when the query has more tokens than the model was built for: it is
         never cut silently, because half a question is another question.
@@ -146,7 +190,20 @@ class Bundle:
                 f"query {query[:60]!r} has {len(ids)} tokens, expected 1 to {limit}; "
                 "shorten the question or train a bundle with a larger max_query_tokens"
             )
-        return ids
+        return ids if "query" in self.manifest.sequence else []
+
+    def query_vectors(
+        self, queries: Sequence[str | None], event: ort.InferenceSession | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """What the suffix reads of each query beside its tokens: float32 [len(queries), E].
+
+        Zeros for None, the general embedding.
+        """
+        out = np.zeros((len(queries), self.manifest.dims.text), dtype=np.float32)
+        asked = [row for row, query in enumerate(queries) if query is not None]
+        if asked:
+            out[asked] = self.encode_texts([queries[row] or "" for row in asked], event)
+        return out
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer, `<EOS>` last. Raises `BundleError` when it has no other token."""
@@ -167,8 +224,9 @@ class Bundle:
         out = np.empty((len(answers), self.manifest.dims.embedding), dtype=np.float32)
         for row, answer in zip(out, answers, strict=True):
             ids = np.array([self.answer_ids(answer)], dtype=np.int64)  # [1, L]
-            length = np.array([ids.shape[1]], dtype=np.int64)
-            row[:] = session.run(["embedding"], {"ids": ids, "length": length})[0][0]
+            feed = {"ids": ids, "length": np.array([ids.shape[1]], dtype=np.int64)}
+            feed["vector"] = self.encode_texts([answer])
+            row[:] = session.run(["embedding"], feed)[0][0]
         return out
 
     def fingerprint(self, query: str | None, prompt: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
     AnchorError
     ├── BundleError      a bundle folder is missing, changed, truncated, newer or not allowed
+    ├── PretrainedError  a folder of pretrained weights is broken or of a kind we cannot run
     ├── SpecError        a declaration is wrong: modality, scenario, view or engine setting
     ├── SourceError      an event table cannot be read as it was declared
     ├── SpaceError       vectors of two embedding spaces would meet under one name
@@ -22,6 +23,10 @@ class AnchorError(Exception):
 
 class BundleError(AnchorError):
     """A bundle folder cannot be trusted or used."""
+
+
+class PretrainedError(AnchorError):
+    """A folder of pretrained weights is missing, incomplete or of a kind we cannot run."""
 
 
 class SpecError(AnchorError, ValueError):

@@ -27,8 +27,15 @@ from torch.export import Dim
 from .bundle import Bundle, seal
 from .errors import BundleError
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
-from .manifest import GRAPHS, PROMPTS_FILE, TOKENIZER_FILE, Manifest, ModalitySpec
-from .model import Anchor
+from .manifest import (
+    GRAPHS,
+    PROMPTS_FILE,
+    TEXT_TOKENIZER_FILE,
+    TOKENIZER_FILE,
+    Manifest,
+    ModalitySpec,
+)
+from .model import Anchor, ModelConfig
 
 OPSET = 23
 TOLERANCE = 1e-5  # largest absolute difference of one number of a vector
@@ -66,13 +73,15 @@ def export_bundle(
     info: BundleInfo,
     out: str | Path,
     *,
+    text_tokenizer: Tokenizer | None = None,
     prompts: dict[str, np.ndarray[Any, np.dtype[np.float32]]] | None = None,
 ) -> Manifest:
     """Write a bundle folder and return its manifest.
 
     Args:
         model: the trained model; left in evaluation mode.
-        tokenizer: its vocabulary has `model.special.pad` tokens.
+        tokenizer: the decoder's; its vocabulary has `model.special.pad` tokens.
+        text_tokenizer: the text encoder's, where that is another one.
         info: what to write into the manifest beside the sizes.
         out: folder to make; a bundle already there is replaced when the new one is complete.
         prompts: tuned soft prompts by name, each float32 [tokens, hidden].
@@ -85,6 +94,7 @@ def export_bundle(
     with _replacing(Path(out)) as folder:
         _write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER_FILE))
+        (text_tokenizer or tokenizer).save(str(folder / TEXT_TOKENIZER_FILE))
         save_file(prompts or {}, folder / PROMPTS_FILE)
         (folder / PROMPTS_FILE).chmod(0o644)  # safetensors makes it private
         draft = seal(folder, _draft(model, info))
@@ -133,6 +143,7 @@ def random_inputs(
     ids = np.where(generator.random(ids.shape) < 0.2, special.first_prompt + ids % 2, ids)
     ids[np.arange(length) >= qlen[..., None]] = special.pad
     np.put_along_axis(ids, qlen[..., None] - 1, special.user_emb, axis=2)
+    asked = generator.random((batch, questions, 1)) < 0.8  # the others ask nothing
     plen = np.broadcast_to((1 + model.modalities + real)[:, None], qlen.shape)
 
     def normal(*size: int) -> np.ndarray[Any, Any]:
@@ -142,10 +153,12 @@ def random_inputs(
         "vectors": normal(batch, events, config.text) * shown,
         "features": normal(batch, events, len(EVENT_FEATURES)) * shown,
         "modality": modality,
+        "days": np.abs(normal(batch, events)) * 30 * shown[..., 0],
         "ids": ids,
         "qlen": qlen,
         "plen": plen.copy(),
-        "context": normal(batch, questions, len(CONTEXT_FEATURES)),
+        "context": np.abs(normal(batch, questions, len(CONTEXT_FEATURES))),
+        "query": normal(batch, questions, config.text) * asked,
         "prompt": normal(2, config.hidden),
     }
 
@@ -158,13 +171,15 @@ def reference(model: Anchor, arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
         real = int((arrays["modality"][b] >= 0).sum())
         for q in range(arrays["ids"].shape[1]):
             ids = t["ids"][b, q, : int(arrays["qlen"][b, q])]
-            history = (t["vectors"][b, :real], t["features"][b, :real], t["modality"][b, :real])
-            rows.append(model.full(*history, ids, t["context"][b, q], t["prompt"]))
+            history = (t[name][b, :real] for name in _PREFIX_INPUTS)
+            asked = (t["context"][b, q], t["query"][b, q])
+            rows.append(model.full(*history, ids, *asked, t["prompt"]))
     return torch.stack(rows).reshape(*arrays["ids"].shape[:2], -1)
 
 
-_PREFIX_INPUTS = ("vectors", "features", "modality")
-_SUFFIX_INPUTS = ("ids", "qlen", "plen", "context", "prompt")
+_PREFIX_INPUTS = ("vectors", "features", "modality", "days")
+_ANSWER_INPUTS = ("ids", "length", "vector")
+_SUFFIX_INPUTS = ("ids", "qlen", "plen", "context", "query", "prompt")
 
 
 @torch.no_grad()
@@ -175,32 +190,31 @@ def _compare(
     generator: np.random.Generator,
 ) -> dict[str, float]:
     arrays = random_inputs(model, shape, generator)
-    texts = generator.integers(0, model.special.pad + 1, (shape[1], shape[3]))
-    state_names = state_tensors(model.config.layers)
+    texts = generator.integers(0, model.texts.vocabulary, (shape[1], shape[3]))
+    state_names = state_tensors(model.config)
     event = sessions["event"].run(None, {"ids": texts})[0]
     state = sessions["prefix"].run(None, {name: arrays[name] for name in _PREFIX_INPUTS})
     feed = {name: arrays[name] for name in _SUFFIX_INPUTS}
     vectors = sessions["suffix"].run(None, feed | dict(zip(state_names, state, strict=True)))[0]
 
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    torch_state = model.prefix(t["vectors"], t["features"], t["modality"])
-    torch_vectors = model.suffix(
-        t["ids"], t["qlen"], t["plen"], t["context"], t["prompt"], torch_state
-    )
-    ids, length = _random_answers(model, (shape[0], shape[3]), generator)
-    answers = sessions["answer"].run(None, {"ids": ids, "length": length})[0]
+    torch_state = model.prefix(*(t[name] for name in _PREFIX_INPUTS))
+    torch_vectors = model.suffix(*(t[name] for name in _SUFFIX_INPUTS), torch_state)
+    spoken = _random_answers(model, (shape[0], shape[3]), generator)
+    spoken_feed = dict(zip(_ANSWER_INPUTS, spoken, strict=True))
+    answers = sessions["answer"].run(None, spoken_feed)[0]
     return {
         "event": _gap(event, model.event(torch.from_numpy(texts))),
         "prefix": max(_gap(a, b) for a, b in zip(state, torch_state, strict=True)),
         "suffix": _gap(vectors, torch_vectors),
         "full": _gap(vectors, reference(model, arrays)),
-        "answer": _gap(answers, model.answer(torch.from_numpy(ids), torch.from_numpy(length))),
+        "answer": _gap(answers, model.answer(*map(torch.from_numpy, spoken))),
     }
 
 
 def _random_answers(
     model: Anchor, shape: tuple[int, int], generator: np.random.Generator
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+) -> tuple[np.ndarray[Any, Any], ...]:
     """Inputs of the answer graph for (A, L): padded at random lengths, each ending in `<eos>`."""
     answers, width = shape
     special = model.special
@@ -208,7 +222,8 @@ def _random_answers(
     ids = generator.integers(0, special.pad, shape)
     ids[np.arange(width) >= length[:, None]] = special.pad
     np.put_along_axis(ids, length[:, None] - 1, special.eos, axis=1)
-    return ids, length
+    vectors = generator.standard_normal((answers, model.config.text)).astype(np.float32)
+    return ids, length, vectors
 
 
 def _gap(ours: np.ndarray[Any, Any], theirs: Tensor) -> float:
@@ -217,19 +232,22 @@ def _gap(ours: np.ndarray[Any, Any], theirs: Tensor) -> float:
     return float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
 
 
-def state_tensors(layers: int) -> tuple[str, ...]:
-    """Names of the tensors that pass from prefix to suffix: k_0, v_0, k_1, ..."""
-    return tuple(f"{kind}_{layer}" for layer in range(layers) for kind in "kv")
+def state_tensors(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the tensors that pass from prefix to suffix: k_0, v_0, k_1, ..., and evidence."""
+    cache = [f"{kind}_{layer}" for layer in range(config.layers) for kind in "kv"]
+    return (*cache, *(("event_keys", "event_values") if config.evidence else ()))
 
 
 def _write_graphs(model: Anchor, folder: Path) -> None:
     arrays = random_inputs(model, (3, 5, 4, 6), np.random.default_rng(0))
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    state_names = state_tensors(model.config.layers)
+    state_names = state_tensors(model.config)
     with torch.no_grad():
         # contiguous: strides of a non-contiguous example would enter the graph as unknowns
         state = [x.contiguous() for x in model.prefix(*(t[name] for name in _PREFIX_INPUTS))]
-    texts = torch.arange(14).reshape(2, 7) % model.special.pad
+    cache = [_free(0, 2)] * (2 * model.config.layers)  # P is their third axis
+    evidence = [_free(0, 1)] * (len(state) - len(cache))
+    texts = torch.arange(14).reshape(2, 7) % model.texts.vocabulary
     _write(
         _Entry(model, model.event),
         (texts,),
@@ -241,7 +259,7 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
     _write(
         _Entry(model, model.prefix),
         tuple(t[name] for name in _PREFIX_INPUTS),
-        [_free(0, 1)] * 3,
+        [_free(0, 1)] * 4,
         folder / "prefix.onnx",
         _PREFIX_INPUTS,
         state_names,
@@ -249,12 +267,12 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
     _write(
         _Entry(
             model,
-            lambda ids, qlen, plen, context, prompt, *state: model.suffix(
-                ids, qlen, plen, context, prompt, state
+            lambda ids, qlen, plen, context, query, prompt, *state: model.suffix(
+                ids, qlen, plen, context, query, prompt, state
             ),
         ),
         (*(t[name] for name in _SUFFIX_INPUTS), *state),
-        [_free(0, 1, 2), *[_free(0, 1)] * 3, _free(0), *[_free(0, 2)] * len(state)],
+        [_free(0, 1, 2), *[_free(0, 1)] * 4, _free(0), *cache, *evidence],
         folder / "suffix.onnx",
         (*_SUFFIX_INPUTS, *state_names),
         ["embedding"],
@@ -263,9 +281,9 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
     _write(
         _Entry(model, model.answer),
         tuple(torch.from_numpy(array) for array in answers),
-        [_free(0, 1), _free(0)],
+        [_free(0, 1), _free(0), _free(0)],
         folder / "answer.onnx",
-        ["ids", "length"],
+        _ANSWER_INPUTS,
         ["embedding"],
     )
 
@@ -318,14 +336,25 @@ def _draft(model: Anchor, info: BundleInfo) -> Manifest:
         modalities=info.modalities,
         max_text_tokens=info.max_text_tokens,
         max_query_tokens=info.max_query_tokens,
+        text_pad=model.texts.pad,
         event_features=EVENT_FEATURES,
         context_features=CONTEXT_FEATURES,
+        sequence=sequence(model.config),
         dims=model.config.dims(),
         special_ids=model.special,
         opset=OPSET,
-        state=state_tensors(model.config.layers),
+        state=state_tensors(model.config),
         training=info.training,
     )
+
+
+def sequence(config: ModelConfig) -> tuple[str, ...]:
+    """What stands in the decoder's sequence, in order."""
+    parts = ["user"] if config.user_token else []
+    parts += ["modalities"] if config.modal_tokens else []
+    parts += ["events"]
+    parts += ["query"] if config.query_tokens else []
+    return (*parts, "prompt", "user_emb")
 
 
 @contextmanager

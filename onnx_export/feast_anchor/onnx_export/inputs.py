@@ -83,6 +83,18 @@ def event_features(times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any])
     return out
 
 
+def days_to_newest(times: Ints, is_table: np.ndarray[Any, Any]) -> Floats:
+    """Days from each event to the newest one: float32 [T], 0 for rows of a table modality.
+
+    Args:
+        times: microseconds since the epoch, UTC, ascending [T].
+        is_table: bool [T].
+    """
+    clock = times[~is_table] if (~is_table).any() else times
+    days = np.where(is_table, 0.0, (clock[-1] - times) / _DAY)
+    return days.astype(np.float32)
+
+
 def context_features(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) -> Floats:
     """Numbers that depend on the as-of time: float32 [len(CONTEXT_FEATURES)].
 

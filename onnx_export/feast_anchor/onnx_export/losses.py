@@ -1,12 +1,23 @@
 """The training objective: contrast a user with answers, and write the answer out.
 
-`contrastive` is InfoNCE of user vectors against answer texts, with two sorts of negatives told
-apart. Answers of the *same* question ("yes, produce", "no, produce") are negatives by
-construction. Answers of *other* questions may happen to be true of this user, so one that is
-already more similar than the right answer plus a margin is taken for true and left out.
+Every contrastive loss here is InfoNCE: of a positive similarity and many negative ones, the
+negative log-probability of the positive. They differ in what they count as negative.
+
+`contrastive` is what training uses. It tells two sorts of negatives apart. Answers of the *same*
+question ("yes, produce", "no, produce") are negatives by construction. Answers of *other*
+questions may happen to be true of this user.
+
+`infonce` is the loss of Query-as-Anchor (arXiv 2602.14492) in the two forms in which its authors
+give it, for comparison.
+
+The rule of the mask: a pair is kept as a negative if its similarity is at most that of the
+positive plus `margin`. One that is more similar than that is taken for true and left out.
+`margin=None` masks nothing. Whoever has the right answer's own text is never a negative.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +27,12 @@ TEMPERATURE = 0.07
 MARGIN = 0.1
 WITHIN = 0.7  # weight of the negatives of the same question
 
+Form = Literal["paper", "demo"]
 
-def contrastive(users: Tensor, answers: Tensor, target: Tensor, same: Tensor) -> Tensor:
+
+def contrastive(
+    users: Tensor, answers: Tensor, target: Tensor, same: Tensor, margin: float | None = MARGIN
+) -> Tensor:
     """Mean over all (history, question) pairs that have an answer.
 
     Args:
@@ -25,31 +40,82 @@ def contrastive(users: Tensor, answers: Tensor, target: Tensor, same: Tensor) ->
         answers: vectors of the batch's distinct answer texts, of length 1 [A, N].
         target: right answer of each pair, int64 [B, Q], -1 for none.
         same: bool [Q, A], whether the answer is one of the question's own.
+        margin: of the mask; it applies to answers of other questions only. None: no mask.
 
     Returns:
         `WITHIN` * InfoNCE over the question's own answers + the rest * InfoNCE over all answers
-        and over users who answer the question differently.
+        and over users who answer the question differently; float32, whatever autocast says.
     """
-    asked = target >= 0  # [B,Q]
-    right = target.clamp(min=0).unsqueeze(-1)  # [B,Q,1]
-    similarity = users @ answers.T  # [B,Q,A]
-    positive = similarity.gather(2, right)  # [B,Q,1]
-    other = torch.arange(answers.shape[0]) != right  # [B,Q,A]
-    looks_true = (similarity > positive + MARGIN) & ~same
-    by_question = users.transpose(0, 1)  # [Q,B,N]
-    between = (by_question @ by_question.transpose(1, 2)).transpose(0, 1)  # [B,Q,B]
-    differs = (target.unsqueeze(-1) != target.T) & asked.T  # [B,Q,B]: pair b,q against user c
-    wide = torch.cat(
-        (
-            positive,
-            similarity.masked_fill(~other | looks_true, -torch.inf),
-            between.masked_fill(~differs, -torch.inf),
-        ),
-        dim=-1,
-    )
-    near = torch.cat((positive, similarity.masked_fill(~other | ~same, -torch.inf)), dim=-1)
-    loss = WITHIN * _nll(near) + (1 - WITHIN) * _nll(wide)  # [B,Q]
-    return (loss * asked).sum() / asked.sum().clamp(min=1)
+    with torch.autocast(users.device.type, enabled=False):
+        users, answers = users.float(), answers.float()
+        asked = target >= 0  # [B,Q]
+        similarity = users @ answers.T  # [B,Q,A]
+        positive, other = _positive(similarity, target.clamp(min=0))  # [B,Q,1], [B,Q,A]
+        by_question = users.transpose(0, 1)  # [Q,B,N]
+        between = (by_question @ by_question.transpose(1, 2)).transpose(0, 1)  # [B,Q,B]
+        differs = (target.unsqueeze(-1) != target.T) & asked.T  # [B,Q,B]: pair b,q against user c
+        wide = other & (same | _below(similarity, positive, margin))
+        loss = WITHIN * _nll(positive, (similarity, other & same)) + (1 - WITHIN) * _nll(
+            positive, (similarity, wide), (between, differs)
+        )  # [B,Q]
+        return (loss * asked).sum() / asked.sum().clamp(min=1)
+
+
+def infonce(
+    users: Tensor, answers: Tensor, target: Tensor, form: Form, margin: float | None = MARGIN
+) -> Tensor:
+    """Query-as-Anchor's contrastive loss: one softmax per (history, question) pair with an answer.
+
+    Pair i has the user vector u_i and the right answer y_i. Beside the positive u_i . y_i its
+    softmax sums, each masked against u_i . y_i:
+
+    * both forms: user-answer, u_i . a over the distinct answers a of the batch but y_i; and
+      user-user, u_i . u_j over the pairs j whose right answer is another.
+    * "paper": answer-answer as well, y_i . a over the distinct answers a but y_i.
+    * "demo", as the authors' published code: no answer-answer, but user-answer seen from the
+      answer as well, y_i . u_j over the pairs j whose right answer is another.
+
+    Pairs of all questions meet, of the same user too. In the authors' batches every pair has an
+    answer text of its own; ours share texts, so equal answers are counted once and pairs with
+    equal answers do not repel each other.
+
+    Args:
+        users, answers, target: as in `contrastive`.
+        form: "paper" or "demo".
+        margin: of the mask, for every sort of negative. None: no mask.
+
+    Returns:
+        Mean over the pairs, 0 when there is none; float32, whatever autocast says.
+    """
+    with torch.autocast(users.device.type, enabled=False):
+        asked = target >= 0
+        right = target[asked]  # [P]
+        users, answers = users[asked].float(), answers.float()  # [P,N], [A,N]
+        similarity = users @ answers.T  # [P,A]
+        positive, other = _positive(similarity, right)  # [P,1], [P,A]
+        differs = right.unsqueeze(-1) != right  # [P,P]
+        sorts = [(similarity, other), (users @ users.T, differs)]
+        if form == "paper":
+            sorts.append(((answers @ answers.T)[right], other))
+        else:
+            sorts.append((similarity.T[right], differs))  # [P,P]: answer of i, user of j
+        kept = [(score, keep & _below(score, positive, margin)) for score, keep in sorts]
+        return _nll(positive, *kept).sum() / max(1, len(right))
+
+
+def yes_or_no(users: Tensor, yes: Tensor, no: Tensor, says: Tensor) -> Tensor:
+    """InfoNCE of users against a plain yes and a plain no, over the pairs that say one of them.
+
+    Args:
+        users: vectors of length 1 [B, Q, N].
+        yes, no: vectors of length 1 [N].
+        says: int64 [B, Q], 1 for yes, 0 for no, -1 for neither.
+    """
+    logit = (users @ (yes - no)) / TEMPERATURE  # [B,Q]
+    said = (says >= 0).to(logit.dtype)
+    target = says.clamp(min=0).to(logit.dtype)
+    loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return (loss * said).sum() / said.sum().clamp(min=1)
 
 
 def next_token(logits: Tensor, tokens: Tensor, pad: int) -> Tensor:
@@ -57,7 +123,22 @@ def next_token(logits: Tensor, tokens: Tensor, pad: int) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), ignore_index=pad)
 
 
-def _nll(scores: Tensor) -> Tensor:
-    """Negative log-probability of the first of the scores [..., n]."""
-    scaled = scores / TEMPERATURE
+def _positive(similarity: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarity to the right answer [..., 1], and which answers are others, bool [..., A]."""
+    column = right.unsqueeze(-1)
+    other = torch.arange(similarity.shape[-1], device=similarity.device) != column
+    return similarity.gather(-1, column), other
+
+
+def _below(similarity: Tensor, positive: Tensor, margin: float | None) -> Tensor:
+    """Bool like `similarity`: whether the mask keeps a pair as a negative."""
+    if margin is None:
+        return torch.ones_like(similarity, dtype=torch.bool)
+    return similarity <= positive + margin
+
+
+def _nll(positive: Tensor, *negatives: tuple[Tensor, Tensor]) -> Tensor:
+    """InfoNCE [...] of positive [..., 1] among negatives: (scores [..., n], which to keep)."""
+    kept = [scores.masked_fill(~keep, -torch.inf) for scores, keep in negatives]
+    scaled = torch.cat((positive, *kept), dim=-1) / TEMPERATURE
     return scaled.logsumexp(-1) - scaled[..., 0]

@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import BundleError
 
 FORMAT = "feast-anchor-bundle"
-FORMAT_VERSION = 2  # 2: the answer graph
+FORMAT_VERSION = 2  # 2: the answer graph, evidence, a tokenizer of the text encoder's own
 MANIFEST_FILE = "manifest.json"
 GRAPHS = ("event", "prefix", "suffix", "answer")
 PROMPTS_FILE = "prompts.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+TEXT_TOKENIZER_FILE = "text_tokenizer.json"
 
 
 class _Frozen(BaseModel):
@@ -83,9 +84,10 @@ class Manifest(_Frozen):
     modalities: tuple[ModalitySpec, ...]
     max_text_tokens: int
     max_query_tokens: int
+    text_pad: int  # of the text encoder's tokenizer
     event_features: tuple[str, ...]
     context_features: tuple[str, ...]
-    sequence: tuple[str, ...] = ("user", "modalities", "events", "query", "prompt", "user_emb")
+    sequence: tuple[str, ...]  # without "query", questions are read by their text vector alone
     dims: Dims
     special_ids: SpecialIds
     pooling: Literal["user_emb"] = "user_emb"

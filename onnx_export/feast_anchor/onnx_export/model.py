@@ -1,13 +1,17 @@
-"""The query-conditioned user model: one small causal decoder behind three entry points.
+"""The query-conditioned user model: tokens of a history and of questions around one decoder.
 
 The law of this module: a token of the prefix never depends on the question, and a question never
 depends on another question. So `prefix` runs once per history, `suffix` answers any number of
-questions against its keys and values, and both give what one plain causal forward over
-[prefix, one question] gives. `full` is that forward: slow, plain, and the reference for parity.
+questions against the state it left, and both give what one plain causal forward over
+[prefix, one question] gives. `full` is that forward, and the reference for parity.
+
+The state of a history is the decoder's KV cache and, with evidence, a key and a few numbers per
+event (`evidence`). At `<USER_EMB>` meet: the question's words (through attention), its text vector,
+the numbers that depend on the as-of (`context`) and the evidence.
 
 Letters in shape comments: B histories, T events, M modalities, P = 1 + M + T prefix tokens,
-Q questions, L tokens of a question, S rows kept of the last layer, E text width, D hidden width,
-H heads, K key/value heads, G = H / K, d head width, F event features, C context features.
+Q questions, L tokens of a question, E text width, D hidden width, K key/value heads, d head width,
+F event features, C context features, V values kept per event, X numbers of evidence.
 """
 
 from __future__ import annotations
@@ -19,30 +23,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .decoder import Decoder, DecoderConfig
+from .evidence import Evidence
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
 from .manifest import Dims, SpecialIds
-
-_NEVER = -1e9  # a masked score: exp of it is exactly 0, and a row of nothing else is not NaN
+from .text_encoder import OwnTextEncoder, TextEncoder
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the model, in numbers of floats, layers and heads."""
+    """Sizes and parts of the model, in numbers of floats, layers and heads."""
 
-    text: int = 64  # E: width of the token table and of one encoded event text
+    text: int = 64  # E: width of one encoded text
     hidden: int = 64  # D: width of the decoder
     layers: int = 2  # decoder layers
     heads: int = 4  # query heads; hidden must be a multiple
     kv_heads: int = 2  # key/value heads; heads must be a multiple
     ff: int = 192  # inner width of SwiGLU
+    readout: int = 256  # width in which hidden state, question and evidence meet
     head_hidden: int = 512  # inner width of the embedding head
     embedding: int = 128  # width of the vector that is served
     rope_base: float = 10_000.0  # slowest rotation: one turn in about 6 * rope_base tokens
+    dropout: float = 0.3  # in the readout and the head, while training
+    evidence: bool = True  # question-event similarity, counts and amounts at <USER_EMB>
+    query_tokens: bool = True  # the decoder reads the question word by word, not its vector only
+    user_token: bool = True  # the history begins with a token for all of it
+    modal_tokens: bool = True  # and with one per modality
 
     @property
     def head_dim(self) -> int:
         """d: width of one head."""
         return self.hidden // self.heads
+
+    def decoder(self) -> DecoderConfig:
+        """The sizes of the decoder inside the model."""
+        return DecoderConfig(
+            hidden=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            ff=self.ff,
+            rope_base=self.rope_base,
+        )
 
     def dims(self) -> Dims:
         """The sizes that readers of a bundle need."""
@@ -57,49 +80,16 @@ class ModelConfig:
         )
 
 
-class Layer(nn.Module):
-    """One decoder layer: grouped-query attention and SwiGLU, each behind an RMS norm."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        width, kv_width = config.hidden, config.kv_heads * config.head_dim
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * kv_width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
-        self.gate_up = nn.Linear(width, 2 * config.ff, bias=False)
-        self.down = nn.Linear(config.ff, width, bias=False)
-
-    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x[..., N, D], cos and sin broadcastable to [..., K, N, d/2] -> two [..., K, N, d]."""
-        both = self.key_value(self.attention_norm(x))
-        both = both.unflatten(-1, (2, self.config.kv_heads, self.config.head_dim))  # [..,N,2,K,d]
-        key, value = both.movedim(-4, -2).unbind(-4)  # [..,2,K,N,d] -> [..,K,N,d] each
-        return rotate(key, cos, sin), value
-
-    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x[..., N, D], cos and sin broadcastable to [..., K, G, N, d/2] -> [..., K, G, N, d]."""
-        c = self.config
-        query = self.query(self.attention_norm(x)) * c.head_dim**-0.5
-        query = query.unflatten(-1, (c.kv_heads, c.heads // c.kv_heads, c.head_dim))  # [..,N,K,G,d]
-        return rotate(query.movedim(-4, -2), cos, sin)  # [..,K,G,N,d]
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x[..., N, D], attended[..., K, G, N, d] -> [..., N, D]."""
-        x = x + self.out(attended.movedim(-2, -4).flatten(-3))  # [..,N,K,G,d] -> [..,N,D]
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        out: Tensor = x + self.down(F.silu(gate) * up)
-        return out
-
-
 class Anchor(nn.Module):
     """The whole model. `modalities` is M; the vocabulary is `special.pad` tokens long."""
 
-    frequencies: Tensor
-
-    def __init__(self, config: ModelConfig, special: SpecialIds, modalities: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        special: SpecialIds,
+        modalities: int,
+        texts: TextEncoder | None = None,
+    ) -> None:
         super().__init__()
         if config.hidden % (2 * config.heads) or config.heads % config.kv_heads:
             raise ValueError(
@@ -108,40 +98,29 @@ class Anchor(nn.Module):
             )
         self.config, self.special, self.modalities = config, special, modalities
         text, hidden = config.text, config.hidden
-        self.tokens = nn.Embedding(special.first_prompt, text)
-        self.text_mlp = _adapter(text, text)
-        self.token_in = nn.Linear(text, hidden, bias=False)
+        self.texts = texts or OwnTextEncoder(special.first_prompt, text, special.pad)
+        self.words = nn.Embedding(special.first_prompt, hidden)
+        nn.init.normal_(self.words.weight, std=hidden**-0.5)  # they are the output layer too
         self.event_in = _adapter(text, hidden)
         self.event_numbers = nn.Linear(len(EVENT_FEATURES), hidden, bias=False)
         self.modal_in = _adapter(text, hidden)
         self.modal_numbers = nn.Linear(len(EVENT_FEATURES) + 1, hidden, bias=False)
         self.user_in = _adapter(text, hidden)
+        self.query_in = nn.Linear(text, hidden, bias=False)
         self.context_in = nn.Linear(len(CONTEXT_FEATURES), hidden)
         self.event_kind = nn.Parameter(0.1 * torch.randn(modalities, hidden))
         self.modal_kind = nn.Parameter(0.1 * torch.randn(modalities, hidden))
         self.absent = nn.Parameter(0.1 * torch.randn(modalities, hidden))
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.final_norm = nn.RMSNorm(hidden, eps=1e-6)
-        self.head = nn.Sequential(
-            nn.Linear(hidden, config.head_hidden),
-            nn.ReLU(),
-            nn.Linear(config.head_hidden, config.embedding),
-        )
-        self.token_out = nn.Linear(hidden, text, bias=False)
-        half = config.head_dim // 2
-        self.register_buffer("frequencies", config.rope_base ** -(torch.arange(half) / half))
+        self.decoder = Decoder(config.decoder())
+        self.evidence = Evidence(text, modalities) if config.evidence else None
+        self.readout = Readout(config, Evidence.width(modalities) if config.evidence else 0)
 
     def event(self, ids: Tensor) -> Tensor:
-        """Encode texts: ids int64 [N, L] -> [N, E]. A row of padding only is a constant vector."""
-        real = (ids != self.special.pad).unsqueeze(-1).to(torch.float32)  # [N,L,1]
-        mean = (self.tokens(ids) * real).sum(1) / real.sum(1).clamp(min=1.0)  # [N,E]
-        vector: Tensor = mean + self.text_mlp(mean)
-        return vector
+        """Encode texts: ids int64 [N, L] of the text tokenizer -> [N, E]."""
+        return self.texts.forward(ids)
 
-    def prefix_tokens(self, vectors: Tensor, features: Tensor, modality: Tensor) -> Tensor:
-        """vectors[B,T,E], features[B,T,F], modality int64 [B,T] -> decoder inputs [B,P,D]."""
-        kinds = torch.arange(self.modalities, device=modality.device)
-        member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [B,T,M]
+    def prefix_tokens(self, vectors: Tensor, features: Tensor, member: Tensor) -> Tensor:
+        """vectors[B,T,E], features[B,T,F], member[B,T,M] -> decoder inputs [B,P,D]."""
         events = self.event_in(vectors) + self.event_numbers(features) + member @ self.event_kind
         count = member.sum(1).unsqueeze(-1)  # [B,M,1]
         per_event = member.transpose(1, 2)  # [B,M,T]
@@ -152,75 +131,29 @@ class Anchor(nn.Module):
         modal = torch.where(count > 0, modal, self.absent)  # [B,M,D]
         present = (count > 0).to(torch.float32)  # [B,M,1]
         user = (mean * present).sum(1) / present.sum(1).clamp(min=1.0)  # [B,E]
-        return torch.cat((self.user_in(user).unsqueeze(1), modal, events), dim=1)  # [B,1+M+T,D]
+        user = self.user_in(user).unsqueeze(1)  # [B,1,D]
+        if not self.config.user_token:
+            user = user * 0.0
+        if not self.config.modal_tokens:
+            modal = modal * 0.0
+        return torch.cat((user, modal, events), dim=1)  # [B,1+M+T,D]
 
-    def prefix(self, vectors: Tensor, features: Tensor, modality: Tensor) -> tuple[Tensor, ...]:
-        """The user state: (k_0, v_0, k_1, ...), each [B,K,P,d]; k is already rotated.
+    def prefix(
+        self, vectors: Tensor, features: Tensor, modality: Tensor, days: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The user state of vectors[B,T,E], features[B,T,F], modality int64 [B,T], days[B,T].
 
-        Events are padded on the right with modality -1, so causality alone keeps padding out of
-        every real token; readers of the state skip it by `plen`.
+        Events are padded on the right with modality -1; readers of the state skip padding by
+        `plen`. Returns (k_0, v_0, k_1, ...), each [B,K,P,d]; with evidence, also the events' keys
+        [B,P,E] and values [B,P,V], whose rows are zero for the tokens before the first event.
         """
-        x = self.prefix_tokens(vectors, features, modality)
-        at = torch.arange(x.shape[1], device=x.device)
-        cos, sin = self._angles(at)  # [P,d/2]
-        causal = at.unsqueeze(0) <= at.unsqueeze(1)  # [P,P]
-        state: list[Tensor] = []
-        for index, layer in enumerate(_layers(self.layers)):
-            key, value = layer.keys_values(x, cos, sin)
-            state += [key, value]
-            if index + 1 < self.config.layers:  # nobody reads the last layer's own output
-                query = layer.queries(x, cos, sin)  # [B,K,G,P,d]
-                folded = query.flatten(2, 3)  # [B,K,G*P,d]
-                scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,P]
-                scores = scores.unflatten(2, (-1, x.shape[1]))  # [B,K,G,P,P]
-                weights = torch.where(causal, scores, _NEVER).softmax(-1).flatten(2, 3)
-                x = layer.finish(x, (weights @ value).unflatten(2, (-1, x.shape[1])))
-        return tuple(state)
-
-    def suffix_tokens(self, ids: Tensor, context: Tensor, prompt: Tensor) -> Tensor:
-        """Decoder inputs [B,Q,L,D] of ids int64 [B,Q,L], context[B,Q,C], prompt[R,D]."""
-        first = self.special.first_prompt
-        words = self.token_in(self.tokens(ids.clamp(max=first - 1)))  # [B,Q,L,D]
-        soft = prompt[(ids - first).clamp(min=0)]  # [B,Q,L,D]
-        x = torch.where((ids >= first).unsqueeze(-1), soft, words)
-        anchor = (ids == self.special.user_emb).unsqueeze(-1).to(x.dtype)  # [B,Q,L,1]
-        told: Tensor = anchor * self.context_in(context).unsqueeze(2)
-        return x + told
-
-    def suffix_hidden(
-        self, x: Tensor, keep: Tensor, plen: Tensor, state: Sequence[Tensor]
-    ) -> Tensor:
-        """Run question blocks behind the shared prefix.
-
-        Each row sees the first `plen` prefix tokens and the rows of its own block up to itself,
-        so padding on the right of a block needs no mask of its own.
-
-        Args:
-            x: decoder inputs [B,Q,L,D].
-            keep: rows of the last layer to compute, int64 [B,Q,S].
-            plen: real prefix tokens of each question's history, int64 [B,Q].
-            state: what `prefix` returned.
-
-        Returns:
-            Hidden states [B,Q,S,D] after the final norm.
-        """
-        at = torch.arange(x.shape[2], device=x.device)  # [L]
-        cos, sin = self._angles(plen.unsqueeze(-1) + at)  # [B,Q,L,d/2]
-        prefix_at = torch.arange(state[0].shape[2], device=x.device)
-        seen = (prefix_at < plen.unsqueeze(-1))[:, None, :, None, None, :]  # [B,1,Q,1,1,P]
-        rows = at.expand(x.shape[0], x.shape[1], -1)  # [B,Q,L]
-        for index, layer in enumerate(_layers(self.layers)):
-            key, value = layer.keys_values(x, cos.unsqueeze(2), sin.unsqueeze(2))  # [B,Q,K,L,d]
-            if index + 1 == self.config.layers:
-                rows = keep
-                x = x.gather(2, keep.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))  # [B,Q,S,D]
-                cos, sin = self._angles(plen.unsqueeze(-1) + keep)  # [B,Q,S,d/2]
-            query = layer.queries(x, cos[:, :, None, None], sin[:, :, None, None])
-            past = (state[2 * index], state[2 * index + 1])
-            own = (at <= rows.unsqueeze(-1))[:, None, :, None]  # [B,1,Q,1,S,L]
-            x = layer.finish(x, _cascade(query, past, (key, value), seen, own))
-        hidden: Tensor = self.final_norm(x)
-        return hidden
+        kinds = torch.arange(self.modalities, device=modality.device)
+        member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [B,T,M]
+        state = self.decoder.prefix(self.prefix_tokens(vectors, features, member))
+        if self.evidence is None:
+            return state
+        kept = self.evidence.keep(vectors, features, member, days)
+        return (*state, *(F.pad(rows, (0, 0, 1 + self.modalities, 0)) for rows in kept))
 
     def suffix(
         self,
@@ -228,102 +161,123 @@ class Anchor(nn.Module):
         qlen: Tensor,
         plen: Tensor,
         context: Tensor,
+        query: Tensor,
         prompt: Tensor,
         state: Sequence[Tensor],
     ) -> Tensor:
         """Embeddings [B,Q,embedding], each of length 1; shapes as in `bundle`."""
         keep = (qlen - 1).clamp(min=0).unsqueeze(-1)  # [B,Q,1]: where <USER_EMB> stands
-        x = self.suffix_tokens(ids, context, prompt)
-        return self.embed(self.suffix_hidden(x, keep, plen, state).squeeze(2))
+        found = self.find_evidence(plen, context, query, state)
+        x = self.suffix_tokens(ids, context, query, found, prompt)
+        hidden = self.decoder.suffix(x, keep, plen, state).squeeze(2)  # [B,Q,D]
+        return self.readout(hidden, query, found)
 
-    def answer(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Encode answers without a prefix: ids int64 [A,L], length int64 [A] -> [A,embedding]."""
-        c = self.config
-        # One slot that plen = 0 hides: ONNX Runtime cannot reshape a prefix of no rows.
-        nothing = self.frequencies.new_zeros(1, c.kv_heads, 1, c.head_dim)
-        x = self.token_in(self.tokens(ids)).unsqueeze(0)  # [1,A,L,D]
+    def find_evidence(
+        self, plen: Tensor, context: Tensor, query: Tensor, state: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Numbers of evidence [B,Q,X] for each question, None for a model without evidence."""
+        if self.evidence is None:
+            return None
+        keys, values = state[-2:]
+        at = torch.arange(keys.shape[1], device=keys.device)
+        seen = (at < plen.unsqueeze(-1)).to(torch.float32)  # [B,Q,P]
+        elapsed = torch.expm1(context[..., CONTEXT_FEATURES.index("recency")])  # [B,Q] days
+        return self.evidence.read(query, keys, values, seen, elapsed)
+
+    def suffix_tokens(
+        self, ids: Tensor, context: Tensor, query: Tensor, found: Tensor | None, prompt: Tensor
+    ) -> Tensor:
+        """Decoder inputs [B,Q,L,D].
+
+        ids int64 [B,Q,L], context[B,Q,C], query[B,Q,E], found[B,Q,X] or None, prompt[R,D].
+        """
+        first = self.special.first_prompt
+        words = self.words(ids.clamp(max=first - 1))  # [B,Q,L,D]
+        soft = prompt[(ids - first).clamp(min=0)]  # [B,Q,L,D]
+        x = torch.where((ids >= first).unsqueeze(-1), soft, words)
+        told = self.context_in(context) + self.query_in(query)  # [B,Q,D]
+        if found is not None:
+            told = told + self.readout.to_decoder(found)
+        anchor = (ids == self.special.user_emb).unsqueeze(-1).to(x.dtype)  # [B,Q,L,1]
+        told = anchor * told.unsqueeze(2)
+        return x + told
+
+    def answer(self, ids: Tensor, length: Tensor, vector: Tensor) -> Tensor:
+        """Encode answers without a prefix: ids int64 [A,L], length int64 [A], vector[A,E]."""
+        x = self.words(ids).unsqueeze(0)  # [1,A,L,D]
         keep = (length - 1).reshape(1, -1, 1)
         plen = torch.zeros_like(length).unsqueeze(0)
-        hidden = self.suffix_hidden(x, keep, plen, [nothing] * (2 * c.layers))  # [1,A,1,D]
-        return self.embed(hidden[0, :, 0])
-
-    def embed(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., embedding] of length 1."""
-        return F.normalize(self.head(hidden), dim=-1, eps=1e-12)
+        hidden = self.decoder.suffix(x, keep, plen, self.decoder.empty_state())  # [1,A,1,D]
+        return self.readout(hidden[0, :, 0], vector, None)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token scores [..., first_prompt] of hidden states [..., D]."""
-        return F.linear(self.token_out(hidden), self.tokens.weight)
+        """Next-token scores [..., first_prompt] of hidden states [..., D]; tied to the input."""
+        return F.linear(hidden, self.words.weight)
 
     def full(
         self,
         vectors: Tensor,
         features: Tensor,
         modality: Tensor,
+        days: Tensor,
         ids: Tensor,
         context: Tensor,
+        query: Tensor,
         prompt: Tensor,
     ) -> Tensor:
         """One history, one question, nothing padded, one causal forward: [embedding].
 
-        vectors[T,E], features[T,F], modality[T], ids[L], context[C], prompt[R,D].
+        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E], prompt[R,D].
         """
-        history = self.prefix_tokens(vectors[None], features[None], modality[None])  # [1,P,D]
-        block = self.suffix_tokens(ids[None, None], context[None, None], prompt)[0]  # [1,L,D]
-        x = torch.cat((history, block), dim=1)
-        cos, sin = self._angles(torch.arange(x.shape[1]))
-        for layer in _layers(self.layers):
-            key, value = layer.keys_values(x, cos, sin)  # [1,K,N,d]
-            query = layer.queries(x, cos, sin).flatten(1, 2)  # [1,H,N,d]
-            attended = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=1.0, enable_gqa=True
-            )
-            x = layer.finish(x, attended.unflatten(1, (self.config.kv_heads, -1)))
-        return self.embed(self.final_norm(x[0, -1]))
-
-    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angle = positions.unsqueeze(-1).to(torch.float32) * self.frequencies
-        return angle.cos(), angle.sin()
+        kinds = torch.arange(self.modalities)
+        member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [T,M]
+        history = self.prefix_tokens(vectors[None], features[None], member[None])  # [1,P,D]
+        asked, told = query[None, None], context[None, None]
+        found = None
+        if self.evidence is not None:
+            keys, values = self.evidence.keep(vectors, features, member, days)
+            elapsed = torch.expm1(told[..., CONTEXT_FEATURES.index("recency")])
+            seen = torch.ones(1, 1, len(keys))
+            found = self.evidence.read(asked, keys[None], values[None], seen, elapsed)
+        block = self.suffix_tokens(ids[None, None], told, asked, found, prompt)[0]  # [1,L,D]
+        hidden = self.decoder.full(torch.cat((history, block), dim=1))[:, -1:]  # [1,1,D]
+        return self.readout(hidden, asked, found)[0, 0]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: turn the pair (x[i], x[i + d/2]) by its angle; x[..., d]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+class Readout(nn.Module):
+    """Hidden state, question and evidence to the vector that is served; answers pass it as well."""
 
+    def __init__(self, config: ModelConfig, evidence: int) -> None:
+        super().__init__()
+        width = config.readout
+        self.hidden_in = nn.Linear(config.hidden, width)
+        self.query_in = nn.Linear(config.text, width, bias=False)
+        if evidence:
+            self.norm = nn.LayerNorm(evidence)
+            self.evidence_in = nn.Linear(evidence, width, bias=False)
+            self.to_hidden = nn.Linear(evidence, config.hidden, bias=False)
+        self.mix = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Sequential(
+            nn.Linear(width, config.head_hidden),
+            nn.ReLU(),
+            nn.Linear(config.head_hidden, config.embedding),
+        )
 
-def _cascade(
-    query: Tensor,
-    past: tuple[Tensor, Tensor],
-    own: tuple[Tensor, Tensor],
-    past_mask: Tensor,
-    own_mask: Tensor,
-) -> Tensor:
-    """Attend to the shared prefix and to one's own block without copying the prefix per question.
+    def to_decoder(self, found: Tensor) -> Tensor:
+        """Evidence as a decoder input: [...,X] -> [...,D]."""
+        told: Tensor = self.to_hidden(self.norm(found))
+        return told
 
-    query[B,Q,K,G,S,d], past[B,K,P,d] twice, own[B,Q,K,L,d] twice -> [B,Q,K,G,S,d].
-    """
-    by_head = query.transpose(1, 2)  # [B,K,Q,G,S,d]
-    shape = by_head.shape[2:5]  # Q,G,S
-    folded = by_head.flatten(2, 4)  # [B,K,Q*G*S,d]
-    near_query = by_head.flatten(3, 4)  # [B,K,Q,G*S,d]
-    key, value = (side.transpose(1, 2) for side in own)  # [B,K,Q,L,d]
-    far = (folded @ past[0].transpose(-1, -2)).unflatten(2, shape)  # [B,K,Q,G,S,P]
-    near = (near_query @ key.transpose(-1, -2)).unflatten(3, shape[1:])  # [B,K,Q,G,S,L]
-    scores = torch.cat(
-        (torch.where(past_mask, far, _NEVER), torch.where(own_mask, near, _NEVER)), dim=-1
-    )
-    weights = scores.softmax(-1)  # [B,K,Q,G,S,P+L]
-    far, near = weights.split((past[0].shape[2], key.shape[3]), dim=-1)
-    out = (far.flatten(2, 4) @ past[1]).unflatten(2, shape)  # [B,K,Q,G,S,d]
-    out = out + (near.flatten(3, 4) @ value).unflatten(3, shape[1:])
-    attended: Tensor = out.transpose(1, 2)  # [B,Q,K,G,S,d]
-    return attended
+    def forward(self, hidden: Tensor, query: Tensor, found: Tensor | None) -> Tensor:
+        """hidden[...,D], query[...,E], found[...,X] or None -> [...,embedding] of length 1."""
+        x = self.hidden_in(hidden) + self.query_in(query)
+        if found is not None:
+            x = x + self.evidence_in(self.norm(found))
+        x = F.gelu(x)
+        x = x + F.gelu(self.mix(self.dropout(x)))
+        return F.normalize(self.head(self.dropout(x)), dim=-1, eps=1e-12)
 
 
 def _adapter(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
-
-
-def _layers(layers: nn.ModuleList) -> list[Layer]:
-    return [layer for layer in layers if isinstance(layer, Layer)]

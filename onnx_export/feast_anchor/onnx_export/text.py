@@ -76,10 +76,10 @@ def tokenize(
     The width never depends on the other texts, so neither do the encoded vectors.
     """
     ids = np.full((len(texts), max_tokens), pad, dtype=np.int64)
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    for row, encoding in zip(ids, encodings, strict=True):
-        kept = encoding.ids[:max_tokens]
-        row[: len(kept)] = kept
+    tokenizer.enable_truncation(max_tokens)  # keeps the special tokens that its post-processor adds
+    for row, encoding in zip(ids, tokenizer.encode_batch(list(texts)), strict=True):
+        row[: len(encoding.ids)] = encoding.ids
+    tokenizer.no_truncation()  # the decoder may read with the same tokenizer
     return ids
 
 

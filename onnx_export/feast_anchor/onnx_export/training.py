@@ -1,60 +1,39 @@
 """Train a bundle from an event table: corpus, tokenizer, model, export, in one call.
 
-The same events, configuration and library versions give the same bundle on one machine: the
-number of steps is fixed and every random choice comes from one seed. Wall time decides nothing.
+The same events, configuration and library versions give the same bundle on one machine without a
+GPU: the number of steps is fixed and every random choice comes from one seed. Wall time decides
+nothing, and neither does being interrupted: a second call takes up the first one's checkpoint.
+
+Beside the bundle `out` stand `out.card/` (run card and curves) and, while training is not done,
+`out.training.safetensors` (the checkpoint).
 """
 
 from __future__ import annotations
 
-import math
-import platform
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
 
-from .batches import Batch, Batches, special_ids, train_tokenizer
+from .batches import YES_NO, Batches
+from .card import identity, run_card, write_card
 from .corpus import Corpus
-from .errors import SourceError
+from .errors import SourceError, SpecError
 from .export import BundleInfo, export_bundle
-from .losses import contrastive, next_token
+from .fitting import Progress, Store, fit
 from .manifest import Manifest, ModalitySpec
-from .model import Anchor, ModelConfig
+from .model import Anchor
 from .questions import build_corpus
+from .sentence import read_sentence_encoder
+from .settings import TrainConfig
+from .text_encoder import OwnTextEncoder, PretrainedTextEncoder
+from .validation import split
+from .vocabulary import Words, special_ids, train_tokenizer
 
-Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a bundle is trained."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    steps: int = 200  # optimiser steps; the only budget
-    histories: int = 48  # histories per step
-    questions: int = 24  # questions each history is asked in one step
-    learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
-    weight_decay: float = 0.01  # AdamW
-    noise: float = 0.1  # share of query tokens replaced by random ones
-    ntp_every: int = 4  # steps between two with the next-token loss
-    ntp_questions: int = 6  # questions that take part in it
-    snapshots: int = 8  # as-of times per user
-    topics: int = 20  # most topics per modality
-    vocab: int = 4096  # most tokens of the tokenizer
-    max_text_tokens: int = 40  # tokens read of one event text
-    max_query_tokens: int = 32  # longest question a bundle takes
-    seed: int = 0  # fixes every random choice
+__all__ = ["TrainConfig", "train_bundle"]
 
 
 def train_bundle(
@@ -74,7 +53,8 @@ def train_bundle(
         events: canonical events (`inputs.EVENT_SCHEMA`), in any order.
         modalities: what the column `modality` indexes; they become the manifest's.
         cut: tz-aware; nothing at or after it is read.
-        out: the bundle's folder; it appears, or is replaced, when the bundle is complete.
+        out: the bundle's folder; it appears, or is replaced, when the bundle is complete, and
+            then the checkpoint beside it goes.
         entity: the entity's name or join key; questions say "household" for "household_id".
         held_out: users that never enter training.
         config: budget and sizes; the default suits a laptop.
@@ -82,11 +62,11 @@ def train_bundle(
 
     Raises:
         SourceError: there is nothing to train on or the table is not as declared.
+        SpecError: the checkpoint is of another run, or the model's sizes do not fit.
         BundleError: the exported graphs disagree with the model, or `out` is something else.
     """
     config = config or TrainConfig()
     report = on_progress or (lambda message, fraction: None)
-    started = time.perf_counter()
     report("building training examples", 0.0)
     corpus = build_corpus(
         events,
@@ -96,121 +76,78 @@ def train_bundle(
         held_out=held_out,
         snapshots_per_user=config.snapshots,
         topics=config.topics,
+        timezone=config.timezone,
         seed=config.seed,
     )
     _require_examples(corpus)
-    tokenizer = _tokenizer(corpus, config)
+    parts = split(corpus, config.validation_share)
+    store = Store(
+        _beside(out, ".training.safetensors"), identity(corpus, modalities, entity, cut, config)
+    )
     with _deterministic(config.seed):
-        model = Anchor(config.model, special_ids(tokenizer), len(modalities))
-        losses, pairs = _fit(model, corpus, modalities, tokenizer, config, report)
+        words = _words(corpus, config)
+        model = _model(config, words, modalities)
+        batches = Batches(corpus, modalities, words)
+        if isinstance(words.texts, PretrainedTextEncoder):
+            seen = (batches.texts, batches.query_texts, batches.answer_texts)
+            words.texts.start_from(torch.cat(seen))
+        trace = fit(
+            model,
+            batches,
+            parts,
+            config,
+            store,
+            lambda text, done: report(text, 0.05 + 0.85 * done),
+        )
         report("exporting", 0.9)
-        seconds = time.perf_counter() - started
         info = BundleInfo(
             name=out.name,
             entity=entity,
             modalities=tuple(modalities),
             max_text_tokens=config.max_text_tokens,
             max_query_tokens=config.max_query_tokens,
-            training=_provenance(corpus, config, cut, losses, pairs, seconds),
+            training=run_card(corpus, parts, config, cut, trace),
         )
-        manifest = export_bundle(model, tokenizer, info, out)
+        manifest = export_bundle(
+            model, words.tokenizer, info, out, text_tokenizer=words.text_tokenizer
+        )
+    write_card(_beside(out, ".card"), manifest, config, trace)
+    store.path.unlink(missing_ok=True)
     report("done", 1.0)
     return manifest
 
 
-def batch_loss(model: Anchor, batch: Batch, write: int) -> Tensor:
-    """The objective of one batch; `write` questions also take the next-token loss, 0 for none."""
-    state = _state(model, batch)
-    answers = model.answer(batch.answers, batch.answer_length)
-    prompt = torch.zeros(1, model.config.hidden)
-    users = model.suffix(batch.ids, batch.qlen, batch.plen, batch.context, prompt, state)
-    loss = contrastive(users, answers, batch.target, batch.same)
-    if write:
-        loss = loss + answer_loss(model, batch, state, write)
-    return loss
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(out.name + ending)
 
 
-def answer_loss(model: Anchor, batch: Batch, state: Sequence[Tensor], write: int) -> Tensor:
-    """Next-token loss of the answers of the first `write` questions."""
-    hidden, tokens = answer_hidden(model, batch, state, write)
-    return next_token(model.logits(hidden), tokens, model.special.pad)
+def _model(config: TrainConfig, words: Words, modalities: Sequence[ModalitySpec]) -> Anchor:
+    try:
+        return Anchor(config.model, words.special, len(modalities), words.texts)
+    except ValueError as error:
+        raise SpecError(f"the model's sizes do not fit each other: {error}") from error
 
 
-def answer_hidden(
-    model: Anchor, batch: Batch, state: Sequence[Tensor], write: int
-) -> tuple[Tensor, Tensor]:
-    """Hidden states [B,W,A,D] and the token that each has to predict [B,W,A].
-
-    The answer stands behind `<USER_EMB>`, which is the first row and cannot see it: blocks are
-    causal. Pairs without an answer have padding to predict, which counts for nothing.
-    """
-    pad, width = model.special.pad, batch.answers.shape[1]
-    target = batch.target[:, :write]  # [B,W]
-    tokens = batch.answers[target.clamp(min=0)]  # [B,W,A]
-    tokens = torch.where((target >= 0).unsqueeze(-1), tokens, pad)
-    ids, qlen = batch.ids[:, :write], batch.qlen[:, :write]
-    block = torch.cat((ids, torch.full_like(tokens, pad)), dim=-1)  # [B,W,L+A]
-    rows = qlen.unsqueeze(-1) - 1 + torch.arange(width)  # [B,W,A]
-    block = block.scatter(2, rows + 1, tokens)
-    x = model.suffix_tokens(block, batch.context[:, :write], torch.zeros(1, model.config.hidden))
-    return model.suffix_hidden(x, rows, batch.plen[:, :write], state), tokens
-
-
-def _state(model: Anchor, batch: Batch) -> tuple[Tensor, ...]:
-    vectors = model.event(batch.texts)[batch.text]  # [N,E] -> [B,T,E]
-    vectors = vectors * (batch.modality >= 0).unsqueeze(-1)
-    return model.prefix(vectors, batch.features, batch.modality)
-
-
-def _fit(
-    model: Anchor,
-    corpus: Corpus,
-    modalities: Sequence[ModalitySpec],
-    tokenizer: Tokenizer,
-    config: TrainConfig,
-    report: Progress,
-) -> tuple[list[float], int]:
-    """Run the steps; returns the mean loss of each tenth and the number of pairs seen."""
-    batches = Batches(
-        corpus,
-        modalities,
+def _words(corpus: Corpus, config: TrainConfig) -> Words:
+    asked = [phrasing for question in corpus.questions for phrasing in question.phrasings]
+    seen = [*corpus.events.texts, *asked, *corpus.answers, *YES_NO]
+    tokenizer = train_tokenizer(seen, config.vocab)
+    special = special_ids(tokenizer)
+    if config.text_encoder is None:
+        own = OwnTextEncoder(special.first_prompt, config.model.text, special.pad)
+        text_tokenizer, texts = tokenizer, own
+    else:
+        encoder, text_tokenizer = read_sentence_encoder(config.text_encoder)
+        texts = PretrainedTextEncoder(encoder, config.model.text)
+    return Words(
         tokenizer,
-        model.special,
+        special,
+        text_tokenizer,
+        texts,
         config.max_text_tokens,
         config.max_query_tokens,
-    ).draw(config.histories, config.questions, config.noise, np.random.default_rng(config.seed))
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        config.model.query_tokens,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config.steps))
-    losses, pairs = [], 0
-    for step in range(config.steps):
-        batch = next(batches)
-        write = config.ntp_questions if step % config.ntp_every == 0 else 0
-        loss = batch_loss(model, batch, write)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        pairs += int((batch.target >= 0).sum())
-        text = f"step {step + 1} of {config.steps}, loss {losses[-1]:.2f}"
-        report(text, 0.05 + 0.85 * (step + 1) / config.steps)
-    tenths = np.array_split(np.array(losses), min(10, len(losses)))
-    return [round(float(part.mean()), 4) for part in tenths], pairs
-
-
-def _rate(step: int, steps: int) -> float:
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _tokenizer(corpus: Corpus, config: TrainConfig) -> Tokenizer:
-    asked = [phrasing for question in corpus.questions for phrasing in question.phrasings]
-    return train_tokenizer([*corpus.events.texts, *asked, *corpus.answers], config.vocab)
 
 
 def _require_examples(corpus: Corpus) -> None:
@@ -220,31 +157,6 @@ def _require_examples(corpus: Corpus) -> None:
             f"{len(corpus.events.users)} users give no question with two different answers; "
             "expected at least two users with events on several days before the cut"
         )
-
-
-def _provenance(
-    corpus: Corpus,
-    config: TrainConfig,
-    cut: datetime,
-    losses: Sequence[float],
-    pairs: int,
-    seconds: float,
-) -> dict[str, Any]:
-    runtime = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
-    packages = ("torch", "onnx", runtime, "tokenizers", "numpy", "pyarrow")
-    return {
-        "config": asdict(config),
-        "cut": cut.isoformat(),
-        "users": len(corpus.events.users),
-        "events": len(corpus.events.times),
-        "histories": len(corpus.user),
-        "questions": len(corpus.questions),
-        "answers": len(corpus.answers),
-        "pairs": pairs,
-        "loss_by_tenth": list(losses),
-        "seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
 
 
 @contextmanager
@@ -257,7 +169,7 @@ def _deterministic(seed: int) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             yield
     finally:

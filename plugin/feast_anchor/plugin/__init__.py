@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine import BeamComputeEngine
     from .online import to_numpy
-    from .views import Modality, Scenario, scenario_view
+    from .scenarios import Scenario
+    from .views import Modality, scenario_view
 
 __all__ = ["BeamComputeEngine", "Modality", "Scenario", "scenario_view", "to_numpy"]
 
 _HOMES = {
     "BeamComputeEngine": "engine",
     "Modality": "views",
-    "Scenario": "views",
+    "Scenario": "scenarios",
     "scenario_view": "views",
     "to_numpy": "online",
 }

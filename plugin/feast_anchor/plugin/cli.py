@@ -81,10 +81,29 @@ def train(
             help="Text file of entity keys, one a line, that must not be trained on.",
         ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="TOML file of training settings (TrainConfig)."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps, in place of the file's.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of every random choice, in place of the file's.")
+    ] = None,
 ) -> None:
-    """Train a bundle on your own event tables (needs the `train` extra)."""
+    """Train a bundle on your own event tables (needs the `train` extra).
+
+    Run card and curves go to OUT.card. A run that was stopped goes on from its checkpoint,
+    OUT.training.safetensors, when it is started again with the same settings and data.
+    """
     with _readable_errors():
-        from .train import train_bundle_from_repo
+        from .train import train_bundle_from_repo, train_settings
+
+        def report(text: str, done: float) -> None:
+            _console.print(f"{done:4.0%} {text}", highlight=False)
 
         keys = held_out.read_text("utf-8").splitlines() if held_out else []
         manifest = train_bundle_from_repo(
@@ -93,9 +112,10 @@ def train(
             cut=cut.replace(tzinfo=UTC) if cut.tzinfo is None else cut,
             out=out.absolute(),
             held_out=keys,
-            on_progress=lambda text, done: _console.print(f"{done:4.0%} {text}", highlight=False),
+            config=train_settings(config, steps, seed, report),
+            on_progress=report,
         )
-        _console.print(f"Wrote {out}, digest {manifest.digest}")
+        _console.print(f"Wrote {out}, digest {manifest.digest}; curves in {out}.card")
 
 
 @app.command()
@@ -159,7 +179,7 @@ def bundle(folder: Annotated[Path, typer.Argument(help="The bundle's folder.")])
                 f"modality {modality.name}",
                 f"{modality.kind}, newest {modality.max_events}: {modality.text!r}",
             )
-        for name in ("cut", "users", "events", "pairs", "loss_by_tenth", "seconds"):
+        for name in ("cut", "users", "events", "pairs", "loss_by_tenth", "validation", "seconds"):
             if name in manifest.training:
                 table.add_row(f"training {name}", str(manifest.training[name]))
         for name, value in manifest.parity.items():

@@ -35,12 +35,12 @@ from feast_anchor.onnx_export.errors import BooksError, RunError
 from feast_anchor.transforms.job import Job, ViewRun
 from feast_anchor.transforms.sinks import ShardManifest, finished
 
-from .catalog import Catalog, RunRecord, ShardRecord, SpaceRecord
+from .catalog import Catalog, RunRecord, ShardRecord
 from .config import parse_config
 from .online import FeastOnlineWriterFactory
 from .planning import PlannedView, group_jobs, job_of, plan_view, view_run
 from .progress import shown
-from .spaces import check_catalogue, prepare_sink
+from .spaces import check_catalogue, prepare_sink, space_records
 from .spec import is_ours
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,8 @@ class BeamComputeEngine(ComputeEngine):
     def _recorded(self, catalog: Catalog, group: list[PlannedView]) -> BaseException | None:
         job = job_of(group, self.settings)
         for planned in group:
-            catalog.record_spaces(_space_records(planned))
+            project, view = planned.task.project, planned.run.view
+            catalog.record_spaces(space_records(project, view, planned.spec))
             catalog.begin_run(_run_record(planned, job))
         failure = _attempt(partial(self._beam, group, job))
         for planned in group:
@@ -263,22 +264,6 @@ def _feature_view(planned: PlannedView) -> FeatureView:
 def _finished_shards(planned: PlannedView, job: Job) -> list[ShardManifest]:
     found = (finished(planned.run, shard) for shard in range(job.shards))
     return [manifest for manifest in found if manifest is not None]
-
-
-def _space_records(planned: PlannedView) -> list[SpaceRecord]:
-    return [
-        SpaceRecord(
-            fingerprint=scenario.space,
-            project=planned.task.project,
-            view=planned.run.view,
-            field=scenario.name,
-            bundle_digest=planned.spec.digest,
-            query=scenario.query,
-            prompt=scenario.prompt,
-            dim=planned.spec.dim,
-        )
-        for scenario in planned.spec.scenarios
-    ]
 
 
 def _run_record(planned: PlannedView, job: Job) -> RunRecord:

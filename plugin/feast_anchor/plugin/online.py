@@ -100,8 +100,9 @@ class FeastOnlineWriter:
 def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The vectors of one field of an online response, float32 [entities, dim].
 
-    Users without a stored vector get a row of NaN: check with `np.isnan(matrix).all(axis=1)`. If
-    no user has one the response does not tell the dimension, and dim is 0.
+    A zero-shot score is a vector of one number. Users without a stored vector get a row of NaN:
+    check with `np.isnan(matrix).all(axis=1)`. If no user has one the response does not tell the
+    dimension, and dim is 0.
 
     Args:
         response: from `FeatureStore.get_online_features`.
@@ -109,20 +110,13 @@ def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype
 
     Raises:
         SpaceError: the vectors are of different lengths.
-        SpecError: the response holds no such field, or it is not a vector.
+        SpecError: the response holds no such field, or it is neither vectors nor scores.
     """
     values = _column(response, feature)
-    # FloatList is packed: its bytes end with the little-endian floats themselves.
     for kind in {value.WhichOneof("val") for value in values}:
-        if kind not in (None, "null_val", "float_list_val"):
+        if kind not in (None, "null_val", "float_list_val", "float_val"):
             raise SpecError(f"field {feature!r} holds {kind}, expected vectors of float32")
-    lists = [value.float_list_val for value in values]
-    rows = [
-        np.frombuffer(packed.SerializeToString()[-4 * len(packed.val) :], dtype="<f4")
-        if packed.val
-        else np.empty(0, dtype="<f4")
-        for packed in lists
-    ]
+    rows = [_floats(value) for value in values]
     sizes = {len(row) for row in rows if len(row)}
     if len(sizes) > 1:
         raise SpaceError(f"{feature!r} holds vectors of different lengths {sorted(sizes)}")
@@ -132,6 +126,17 @@ def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype
         if len(row):
             target[:] = row
     return matrix
+
+
+def _floats(value: Value) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The numbers of one value, none for a user without: float32 [dim]."""
+    if value.HasField("float_val"):
+        return np.array([value.float_val], dtype="<f4")
+    packed = value.float_list_val
+    if not packed.val:
+        return np.empty(0, dtype="<f4")
+    # FloatList is packed: its bytes end with the little-endian floats themselves.
+    return np.frombuffer(packed.SerializeToString()[-4 * len(packed.val) :], dtype="<f4")
 
 
 def _column(response: OnlineResponse, feature: str) -> list[Value]:
@@ -149,22 +154,21 @@ def _column(response: OnlineResponse, feature: str) -> list[Value]:
 
 def _protos(view: FeatureView, rows: pa.Table) -> Iterator[Row]:
     key = view.entity_columns[0].name
-    vectors = [name for name in (f.name for f in view.features) if name != HISTORY_END]
-    columns = {name: rows.column(name).combine_chunks() for name in vectors}
-    flat = {name: column.flatten().to_numpy() for name, column in columns.items()}  # [rows*dim]
+    names = [field.name for field in view.features if field.name != HISTORY_END]
+    computed = zip(*(_values(rows.column(name).combine_chunks()) for name in names), strict=True)
     plain = rows.select([key, EVENT_TIMESTAMP, CREATED_TIMESTAMP, HISTORY_END]).to_pylist()
-    for index, row in enumerate(plain):
-        values = {
-            name: Value(float_list_val=_float_list(_row(flat[name], index, len(plain))))
-            for name in vectors
-        }
+    for row, own in zip(plain, computed, strict=True):
+        values = dict(zip(names, own, strict=True))
         values[HISTORY_END] = Value(unix_timestamp_val=int(row[HISTORY_END].timestamp()))
         yield _entity_key(key, row[key]), values, row[EVENT_TIMESTAMP], row[CREATED_TIMESTAMP]
 
 
-def _row(flat: np.ndarray[Any, Any], index: int, rows: int) -> np.ndarray[Any, Any]:
-    dim = len(flat) // rows
-    return flat[index * dim : (index + 1) * dim]
+def _values(column: pa.Array) -> Iterator[Value]:
+    """A column of vectors or of scores, as Feast's values; it has at least one row."""
+    if pa.types.is_list(column.type):
+        matrix = column.flatten().to_numpy().reshape(len(column), -1)  # [rows*dim] -> [rows,dim]
+        return (Value(float_list_val=_float_list(vector)) for vector in matrix)
+    return (Value(float_val=score) for score in column.to_pylist())
 
 
 def _float_list(vector: np.ndarray[Any, Any]) -> FloatList:

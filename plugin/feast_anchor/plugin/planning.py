@@ -20,8 +20,7 @@ from feast_anchor.onnx_export.errors import BundleError, SourceError, SpaceError
 from feast_anchor.onnx_export.manifest import canonical_sha256
 from feast_anchor.transforms.events import EventSource, check_source, input_snapshot
 from feast_anchor.transforms.histories import as_of_times, micros
-from feast_anchor.transforms.job import Job, ScenarioColumn, ViewRun
-from feast_anchor.transforms.scoring import Question
+from feast_anchor.transforms.job import Job, ViewRun
 
 from .config import EngineConfig
 from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
@@ -102,9 +101,7 @@ def view_run(view: FeatureView, state: Path, run_id: str) -> ViewRun:
         view=view.name,
         key=key,
         key_type=key_type,
-        scenarios=tuple(
-            ScenarioColumn(s.name, Question(s.query, s.prompt), s.space) for s in spec.scenarios
-        ),
+        scenarios=tuple(scenario.as_column() for scenario in spec.scenarios),
         sink=sink.path.removeprefix("file://"),
         state=str(state / f"run-{run_id}"),
         online=view.online,

@@ -1,8 +1,8 @@
-"""Vectors of two embedding spaces never meet under one name.
+"""Vectors of two embedding spaces never meet under one name, nor scores of two meanings.
 
-A view's offline folder may hold rows of one space per field only. Before a run writes, and when
-`feast apply` changes a view, the fields and fingerprints that the folder's parts carry in their
-Parquet schema are compared with those the view now declares.
+A view's offline folder may hold rows of one fingerprint per field only. Before a run writes, and
+when `feast apply` changes a view, the fields and fingerprints that the folder's parts carry in
+their Parquet schema are compared with those the view now declares.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from feast_anchor.onnx_export.errors import SpaceError
 from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ViewRun
 from feast_anchor.transforms.sinks import replace_file
 
-from .catalog import Catalog
+from .catalog import Catalog, SpaceRecord
+from .spec import ViewSpec
 
 EMPTY_RUN = "run-empty"
 
@@ -69,16 +70,42 @@ def check_catalogue(catalog: Catalog, project: str, run: ViewRun) -> None:
     The sink may be new, but online rows of the old space may still be served, and rows that were
     joined before are in somebody's training set.
     """
+    declared = _spaces(run.schema)
+    scores = {scenario.score.name for scenario in run.scenarios if scenario.score is not None}
     for known in catalog.spaces(view=run.view):
-        for scenario in run.scenarios:
-            mixed = (known.project, known.field) == (project, scenario.name)
-            if mixed and known.fingerprint != scenario.space:
-                raise SpaceError(
-                    f"view {run.view!r}, field {scenario.name!r}: vectors of another embedding "
-                    f"space were computed under this name before (query {known.query!r}, bundle "
-                    f"{known.bundle_digest[:12]}…). Give the new declaration a new view name, such "
-                    f"as {run.view}_v2"
-                )
+        if known.project != project or declared.get(known.field) in (None, known.fingerprint):
+            continue
+        other = "scores with other answers or" if known.field in scores else "vectors"
+        raise SpaceError(
+            f"view {run.view!r}, field {known.field!r}: {other} of another embedding space were "
+            f"computed under this name before (query {known.query!r}, bundle "
+            f"{known.bundle_digest[:12]}…). Give the new declaration a new view name, such as "
+            f"{run.view}_v2"
+        )
+
+
+def space_records(project: str, view: str, spec: ViewSpec) -> list[SpaceRecord]:
+    """What the catalogue is told of a view's fields; a score is a field of one number."""
+    records: list[SpaceRecord] = []
+    for scenario in spec.scenarios:
+        column = scenario.as_column()
+        fields = [(column.name, column.space, spec.dim)]
+        if column.score is not None:
+            fields.append((column.score.name, column.score.space, 1))
+        records += [
+            SpaceRecord(
+                fingerprint=space,
+                project=project,
+                view=view,
+                field=name,
+                bundle_digest=spec.digest,
+                query=scenario.query,
+                prompt=scenario.prompt,
+                dim=dim,
+            )
+            for name, space, dim in fields
+        ]
+    return records
 
 
 def first_parts(folder: Path) -> list[Path]:
@@ -97,15 +124,15 @@ def check_part(view: str, schema: pa.Schema, part: Path) -> None:
     added, gone = sorted(declared.keys() - stored.keys()), sorted(stored.keys() - declared.keys())
     if stored and not moved and not gone:
         raise SpaceError(
-            f"view {view!r}: scenarios {added} are new, the rows in {part.parent.parent} do not "
+            f"view {view!r}: fields {added} are new, the rows in {part.parent.parent} do not "
             "have them. Declare them in a second scenario_view with its own name and sink: on the "
             "same events and bundle it shares the pass, so it costs only its questions"
         )
     raise SpaceError(
         f"view {view!r} would mix embedding spaces in {part.parent.parent}: fields of "
-        f"another model or question {moved}, new fields {added}, fields no longer declared "
-        f"{gone}. Give the new declaration a new view name, such as {view}_v2, and a sink of its "
-        "own"
+        f"another model, question or answers {moved}, new fields {added}, fields no longer "
+        f"declared {gone}. Give the new declaration a new view name, such as {view}_v2, and a sink "
+        "of its own"
     )
 
 

@@ -13,10 +13,13 @@ from feast import FeatureView, ValueType
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feast_anchor.onnx_export.errors import SpecError
-from feast_anchor.onnx_export.manifest import Manifest, ModalitySpec
+from feast_anchor.onnx_export.manifest import Manifest, ModalitySpec, score_fingerprint
+from feast_anchor.transforms.job import ScenarioColumn, ScoreColumn
+from feast_anchor.transforms.scoring import Question
+from feast_anchor.transforms.zeroshot import Answers
 
 TAG = "feast_anchor"
-SPACE_TAG = "feast_anchor_space"  # on each vector Field: its embedding-space fingerprint
+SPACE_TAG = "feast_anchor_space"  # on each vector or score Field: the fingerprint of its meaning
 
 # Join keys a view may have, and the Arrow type of their column.
 ARROW_KEYS = {ValueType.STRING: "string", ValueType.INT64: "int64"}
@@ -49,12 +52,29 @@ class ModalityDecl(_Frozen):
 
 
 class ScenarioDecl(_Frozen):
-    """A scenario as declared, with the fingerprint of its embedding space."""
+    """A scenario as declared, with the fingerprint of its embedding space.
+
+    `positive` and `negative` are the answers of its zero-shot score, sorted because their order
+    means nothing. Both are empty for a scenario without a score.
+    """
 
     name: str
     query: str | None
     prompt: str | None
     space: str
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+
+    def as_column(self) -> ScenarioColumn:
+        """The same, as the pipeline computes it."""
+        score = None
+        if self.positive:
+            score = ScoreColumn(
+                score_name(self.name),
+                Answers(self.positive, self.negative),
+                score_fingerprint(self.space, self.positive, self.negative),
+            )
+        return ScenarioColumn(self.name, Question(self.query, self.prompt), self.space, score)
 
 
 class ViewSpec(_Frozen):
@@ -73,6 +93,11 @@ class ViewSpec(_Frozen):
         """Period of the offline snapshots, or None for the window's end alone."""
         seconds = self.snapshots_seconds
         return None if seconds is None else timedelta(seconds=seconds)
+
+
+def score_name(scenario: str) -> str:
+    """Name of the field that holds a scenario's zero-shot score."""
+    return f"{scenario}_score"
 
 
 def is_ours(view: object) -> bool:

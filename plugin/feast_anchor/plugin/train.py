@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,9 +29,11 @@ from .spec import ARROW_KEYS
 from .views import Modality
 
 if TYPE_CHECKING:
-    from feast_anchor.onnx_export.training import TrainConfig
+    from feast_anchor.onnx_export.settings import TrainConfig
 
 MODEL_EXTRA = ("torch", "onnx", "onnxscript", "sklearn", "lightgbm", "matplotlib")
+
+Progress = Callable[[str, float], None]
 
 
 def train_bundle_from_repo(
@@ -42,7 +44,7 @@ def train_bundle_from_repo(
     out: Path,
     held_out: Collection[str] = (),
     config: TrainConfig | None = None,
-    on_progress: Callable[[str, float], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Manifest:
     """Train on the events of a feature repo and write a bundle.
 
@@ -51,9 +53,10 @@ def train_bundle_from_repo(
         modalities: where the list of `Modality` stands, as "module:NAME", such as
             "events:MODALITIES".
         cut: only events strictly before this instant (time-zone aware) are read.
-        out: the bundle's folder, replaced as a whole.
+        out: the bundle's folder, replaced as a whole; the run card and, until the bundle is
+            complete, the checkpoint stand beside it.
         held_out: entity keys that must not be trained on.
-        config: budget and sizes, from `train_config`; the defaults when None.
+        config: budget and sizes, from `train_settings`; the defaults when None.
         on_progress: called with a message and the fraction done, 0 to 1.
 
     Raises:
@@ -78,20 +81,21 @@ def train_bundle_from_repo(
     )
 
 
-def train_config(settings: Mapping[str, Any], where: str) -> TrainConfig:
-    """A training configuration from a table of settings, such as one read from TOML.
+def train_settings(
+    path: Path | None, steps: int | None, seed: int | None, report: Progress
+) -> TrainConfig:
+    """A TOML file's settings, or the defaults, with steps and seed in their place where given.
 
-    Args:
-        settings: fields of `TrainConfig`; tables inside it, such as `model`, hold fields too.
-        where: what to call the table in messages.
-
-    Raises:
-        SpecError: a field that does not exist or has another type; the `train` extra is missing.
+    Raises `SpecError` when the file cannot be used or the `train` extra is not installed.
     """
     with needs_train_extra():
-        from feast_anchor.onnx_export.training import TrainConfig
-    made: TrainConfig = _made(TrainConfig, settings, where)
-    return made
+        from feast_anchor.onnx_export.settings import TrainConfig, read_config
+    config = read_config(path) if path else TrainConfig()
+    given = {k: v for k, v in {"steps": steps, "seed": seed}.items() if v is not None}
+    for name, value in given.items():
+        if path and getattr(config, name) != value:
+            report(f"{name}={value} replaces {getattr(config, name)} of {path.name}", 0.0)
+    return replace(config, **given)
 
 
 @contextmanager
@@ -156,25 +160,6 @@ def inside(repo: Path) -> Iterator[None]:
     finally:
         os.chdir(before)
         sys.path.remove(str(repo.absolute()))
-
-
-def _made(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
-    """A frozen dataclass from a table of its fields."""
-    types = get_type_hints(kind)
-    unknown = sorted(set(settings) - set(types))
-    if unknown:
-        raise SpecError(f"{where} has no setting {unknown}; it has {sorted(types)}")
-    values = {}
-    for name, value in settings.items():
-        wanted = types[name]
-        if is_dataclass(wanted):
-            value = _made(wanted, _table(value, f"{where}.{name}"), f"{where}.{name}")
-        elif wanted is float and type(value) is int:
-            value = float(value)
-        elif wanted in (int, float, bool, str) and type(value) is not wanted:
-            raise SpecError(f"{where}.{name} is {value!r}, expected {wanted.__name__}")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:

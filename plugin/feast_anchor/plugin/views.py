@@ -1,8 +1,8 @@
 """How a team declares query-conditioned embeddings: `Modality`, `Scenario`, `scenario_view`.
 
-`scenario_view` returns a plain Feast `FeatureView`: one `Array(Float32)` field per scenario plus
-`history_end`, computed from the modalities' feature views and written to the sink. Nothing of it
-needs this package to be read.
+`scenario_view` returns a plain Feast `FeatureView`: one `Array(Float32)` field per scenario, a
+`Float32` field beside those that want a score, and `history_end`, computed from the modalities'
+feature views and written to the sink. Nothing of it needs this package to be read.
 """
 
 from __future__ import annotations
@@ -16,52 +16,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import Entity, FeatureView, Field, FileSource
-from feast.types import Array, Float32, PrimitiveFeastType, UnixTimestamp, from_value_type
+from feast.types import PrimitiveFeastType, UnixTimestamp, from_value_type
 
 from feast_anchor.onnx_export.bundle import Bundle
-from feast_anchor.onnx_export.errors import BundleError, SpecError
-from feast_anchor.onnx_export.manifest import Manifest
+from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.text import template_columns
 from feast_anchor.transforms.job import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
     HISTORY_END,
-    RESERVED_COLUMNS,
     row_schema,
 )
 
+from .scenarios import Scenario, declare, fields_of
 from .spaces import sink_source
-from .spec import ARROW_KEYS, SPACE_TAG, TAG, ModalityDecl, ScenarioDecl, ViewSpec, check_modalities
+from .spec import ARROW_KEYS, TAG, ModalityDecl, ViewSpec, check_modalities
 
 _PERIOD = re.compile(r"(\d+)([dh])")
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A name and a question in plain language; the vector of this name answers it.
-
-    Args:
-        name: the field's name in the view.
-        query: the question, such as "Will this household redeem a coupon next month?". None asks
-            nothing and gives the general embedding (InstructUE, arXiv 2510.11016).
-        prompt: name of a tuned soft prompt in the bundle.
-    """
-
-    name: str
-    query: str | None
-    prompt: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name in RESERVED_COLUMNS:
-            raise SpecError(
-                f"scenario name {self.name!r} cannot be a column; expected letters, digits and "
-                f"underscores, and none of {RESERVED_COLUMNS}"
-            )
-        if self.query is not None and not self.query.strip():
-            raise SpecError(
-                f"scenario {self.name!r} has an empty query {self.query!r}; write the question, "
-                "or query=None for the general embedding"
-            )
 
 
 @dataclass(frozen=True)
@@ -127,7 +98,8 @@ def scenario_view(
         name: the view's name; a new model wants a new name, such as shopper_v2.
         entity: whose vectors these are; string or 64-bit integer join key.
         events: the modalities the bundle was trained on, in its order.
-        scenarios: one vector field each, float32 of the bundle's dimension, unit length.
+        scenarios: one vector field each, float32 of the bundle's dimension, unit length, and a
+            score field for those with `score=True`.
         bundle: the bundle's folder; its digest is pinned here, so `feast apply` after a change
             of model is refused instead of mixing two embedding spaces under one name.
         sink: folder (or FileSource on a folder) where offline rows are kept as Parquet.
@@ -139,7 +111,8 @@ def scenario_view(
         description, owner, tags: as in any feature view.
 
     Raises:
-        SpecError: a declaration is wrong, a name stands twice, or a query is empty.
+        SpecError: a declaration is wrong, a name stands twice, a query or an answer is empty, or
+            two answers of a scenario read the same.
         BundleError: no usable bundle, or a query longer than the bundle reads.
     """
     key = _join_key_field(entity)
@@ -152,17 +125,21 @@ def scenario_view(
         digest=model.manifest.digest,
         dim=model.manifest.dims.embedding,
         events=declared,
-        scenarios=tuple(_declare(name, scenario, model) for scenario in scenarios),
+        scenarios=tuple(declare(name, scenario, model) for scenario in scenarios),
         snapshots_seconds=_seconds(snapshots),
     )
-    spaces = {scenario.name: scenario.space for scenario in spec.scenarios}
-    rows = row_schema(key.name, ARROW_KEYS[entity.value_type], spaces)
+    columns = [scenario.as_column() for scenario in spec.scenarios]
+    rows = row_schema(key.name, ARROW_KEYS[entity.value_type], columns)
     return FeatureView(
         name=name,
         entities=[entity],
         source=[modality.view for modality in events],
         sink_source=_sink_source(name, sink, rows),
-        schema=[key, *_fields(spec, model.manifest), Field(name=HISTORY_END, dtype=UnixTimestamp)],
+        schema=[
+            key,
+            *fields_of(spec, model.manifest),
+            Field(name=HISTORY_END, dtype=UnixTimestamp),
+        ],
         ttl=ttl,
         online=online,
         offline=True,
@@ -170,29 +147,6 @@ def scenario_view(
         owner=owner,
         tags={**(tags or {}), TAG: spec.model_dump_json()},
     )
-
-
-def _declare(view: str, scenario: Scenario, model: Bundle) -> ScenarioDecl:
-    try:
-        model.query_ids(scenario.query)
-        space = model.fingerprint(scenario.query, scenario.prompt)
-    except BundleError as error:
-        raise SpecError(f"view {view!r}, scenario {scenario.name!r}: {error}") from error
-    return ScenarioDecl(
-        name=scenario.name, query=scenario.query, prompt=scenario.prompt, space=space
-    )
-
-
-def _fields(spec: ViewSpec, manifest: Manifest) -> list[Field]:
-    return [
-        Field(
-            name=scenario.name,
-            dtype=Array(Float32),
-            description=scenario.query or "general embedding, no question asked",
-            tags={SPACE_TAG: scenario.space, "dim": str(spec.dim), "bundle": manifest.name},
-        )
-        for scenario in spec.scenarios
-    ]
 
 
 def _check_names(
@@ -212,9 +166,10 @@ def _check_names(
                 "users"
             )
     modality_names = [modality.declaration().name for modality in events]
+    columns = [key, *(field for scenario in scenarios for field in scenario.fields)]
     for what, names in (
         ("modalities", modality_names),
-        ("scenarios or key columns", [key, *(scenario.name for scenario in scenarios)]),
+        ("scenarios, scores or key columns", columns),
     ):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

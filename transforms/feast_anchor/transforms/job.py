@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from .events import EventSource
 from .scoring import Question
+from .zeroshot import Answers
 
 EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
@@ -19,19 +20,13 @@ RESERVED_COLUMNS = (EVENT_TIMESTAMP, CREATED_TIMESTAMP, HISTORY_END)
 _STAMP = pa.timestamp("us", tz="UTC")
 
 
-def row_schema(key: str, key_type: str, spaces: Mapping[str, str]) -> pa.Schema:
-    """Schema of a view's rows.
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A scenario's zero-shot score: the column it fills, its answers and what it means."""
 
-    Args:
-        key, key_type: join key column and its Arrow type as text.
-        spaces: vector field -> fingerprint of its embedding space, kept as field metadata.
-    """
-    vectors = [
-        pa.field(name, pa.list_(pa.float32()), metadata={"space": space})
-        for name, space in spaces.items()
-    ]
-    stamps = [pa.field(name, _STAMP) for name in RESERVED_COLUMNS]
-    return pa.schema([pa.field(key, pa.type_for_alias(key_type)), *stamps, *vectors])
+    name: str
+    answers: Answers
+    space: str  # fingerprint of the scenario's embedding space and the answers
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,24 @@ class ScenarioColumn:
     name: str
     question: Question
     space: str  # fingerprint
+    score: ScoreColumn | None = None
+
+
+def row_schema(key: str, key_type: str, scenarios: Sequence[ScenarioColumn]) -> pa.Schema:
+    """Schema of a view's rows; vectors and scores carry their fingerprints as field metadata.
+
+    Args:
+        key, key_type: join key column and its Arrow type as text.
+        scenarios: one vector each, and beside it the score of those that have one.
+    """
+    fields = [pa.field(key, pa.type_for_alias(key_type))]
+    fields += [pa.field(name, _STAMP) for name in RESERVED_COLUMNS]
+    for one in scenarios:
+        fields.append(pa.field(one.name, pa.list_(pa.float32()), metadata={"space": one.space}))
+        if one.score is not None:
+            meaning = {"space": one.score.space}
+            fields.append(pa.field(one.score.name, pa.float32(), metadata=meaning))
+    return pa.schema(fields)
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,8 @@ class ViewRun:
 
     @property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the view's rows; each vector field carries its space fingerprint."""
-        return row_schema(self.key, self.key_type, {s.name: s.space for s in self.scenarios})
+        """Arrow schema of the view's rows; vectors and scores carry their fingerprints."""
+        return row_schema(self.key, self.key_type, self.scenarios)
 
     @property
     def state_folder(self) -> Path:

@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BooksError
+from feast_anchor.onnx_export.inputs import Floats
 
 from . import sinks
 from .events import ROW_SCHEMA, ReadTask, input_snapshot, read, read_tasks
@@ -27,6 +28,7 @@ from .histories import ShardHistories, build_histories
 from .job import Job, ViewRun
 from .scoring import Question, Scorer
 from .shards import from_bytes, partition, to_bytes
+from .zeroshot import Answers, score_axes
 
 
 def run_job(
@@ -109,6 +111,7 @@ class ScoreShard(beam.DoFn):
         self._job = job
         self._online_factory = online
         self._scorer: Scorer | None = None
+        self._axes: dict[Answers, Floats] = {}
         self._online: sinks.OnlineWriter | None = None
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[int]:
@@ -136,7 +139,7 @@ class ScoreShard(beam.DoFn):
         written = 0
         for run in waiting:
             columns = [questions.index(scenario.question) for scenario in run.scenarios]
-            table = sinks.rows_table(run, columns, scored, created)
+            table = sinks.rows_table(run, columns, scored, created, self._axes)
             self._write(run, shard, table, histories, began)
             written += len(table)
         return written
@@ -187,6 +190,7 @@ class ScoreShard(beam.DoFn):
     def _scorer_of_job(self) -> Scorer:
         if self._scorer is None:
             bundle = Bundle.open(self._job.bundle, expect_digest=self._job.digest)
+            self._axes = score_axes(bundle, _answers(self._job))
             self._scorer = Scorer(bundle, _questions(self._job), self._job.threads)
         return self._scorer
 
@@ -194,3 +198,9 @@ class ScoreShard(beam.DoFn):
 def _questions(job: Job) -> list[Question]:
     """Every distinct question of the job's views, in a fixed order."""
     return list(dict.fromkeys(s.question for run in job.views for s in run.scenarios))
+
+
+def _answers(job: Job) -> list[Answers]:
+    """The answers of every score of the job's views."""
+    scenarios = [scenario for run in job.views for scenario in run.scenarios]
+    return [scenario.score.answers for scenario in scenarios if scenario.score is not None]

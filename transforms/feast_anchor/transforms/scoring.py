@@ -25,15 +25,14 @@ from feast_anchor.onnx_export.inputs import (
     Floats,
     Ints,
     context_features,
+    days_to_newest,
     event_features,
     suffix_ids,
 )
 from feast_anchor.onnx_export.manifest import SpecialIds
-from feast_anchor.onnx_export.text import tokenize
 
 from .histories import Cut, History
 
-_TEXTS_PER_RUN = 64
 _WIDTH_STEP = 8  # a suffix is padded to a multiple of this
 _BLOCKS_PER_RUN = 64  # suffix blocks (as-of times x scenarios) in one run: bounds its memory
 
@@ -67,6 +66,7 @@ class _Group:
     columns: Ints  # their places among all questions
     ids: Ints  # [questions, width]
     lengths: Ints  # real tokens of each
+    vectors: Floats  # text vector of each [questions, E]
 
 
 class Scorer:
@@ -76,31 +76,17 @@ class Scorer:
         self, bundle: Bundle, questions: Sequence[Question], threads: int | None = None
     ) -> None:
         manifest = bundle.manifest
-        self.manifest = manifest
+        self.manifest, self._bundle = manifest, bundle
         self.threads = threads or os.cpu_count() or 1
-        self._tokenizer = bundle.tokenizer
         self._event = bundle.session("event")
         self._prefix = bundle.session("prefix")
         self._suffix = bundle.session("suffix")
         self._is_table = np.array([spec.kind == "table" for spec in manifest.modalities])
         self._prompts, rows = _stack_prompts(bundle, questions)
         queries = [bundle.query_ids(question.query) for question in questions]
-        self._groups = _group_by_width(queries, rows, manifest.special_ids)
+        vectors = bundle.query_vectors([question.query for question in questions], self._event)
+        self._groups = _group_by_width(queries, vectors, rows, manifest.special_ids)
         self._questions = len(questions)
-
-    def encode_texts(self, texts: Sequence[str]) -> Floats:
-        """Encode distinct event texts: float32 [len(texts), E]."""
-        special = self.manifest.special_ids
-        out = np.empty((len(texts), self.manifest.dims.text), dtype=np.float32)
-        for start in range(0, len(texts), _TEXTS_PER_RUN):
-            some = list(texts[start : start + _TEXTS_PER_RUN])
-            filler = [""] * (_TEXTS_PER_RUN - len(some))
-            ids = tokenize(
-                self._tokenizer, some + filler, self.manifest.max_text_tokens, special.pad
-            )
-            (vectors,) = self._event.run(["vector"], {"ids": ids})
-            out[start : start + len(some)] = vectors[: len(some)]
-        return out
 
     def score(self, histories: Sequence[History], texts: Sequence[str]) -> Iterator[UserVectors]:
         """Vectors of every history, in order.
@@ -109,7 +95,7 @@ class Scorer:
             histories: from `build_histories`; each has at least one cut.
             texts: the distinct texts that the histories index.
         """
-        encoded = self.encode_texts(texts)
+        encoded = self._bundle.encode_texts(texts, self._event)
         with ThreadPoolExecutor(self.threads) as pool:
             yield from pool.map(lambda history: self._user(history, encoded), histories)
 
@@ -132,6 +118,7 @@ class Scorer:
                 "vectors": encoded[history.text[at]][None],  # [1, T, E]
                 "features": event_features(times, history.amounts[at], is_table)[None],
                 "modality": modality[None],  # [1, T]
+                "days": days_to_newest(times, is_table)[None],  # [1, T]
             },
         )
         feed = dict(zip(self.manifest.state, state, strict=True))
@@ -163,6 +150,7 @@ class Scorer:
                 "qlen": np.tile(group.lengths, moments)[None],  # [1, S*Q]
                 "plen": np.full((1, blocks), prefix_tokens, dtype=np.int64),
                 "context": np.repeat(np.stack(contexts), questions, axis=0)[None],  # [1, S*Q, C]
+                "query": np.tile(group.vectors, (moments, 1))[None],  # [1, S*Q, E]
                 "prompt": self._prompts,
                 **state,
             },
@@ -172,7 +160,10 @@ class Scorer:
 
 
 def _group_by_width(
-    queries: Sequence[Sequence[int]], prompts: Sequence[range], special: SpecialIds
+    queries: Sequence[Sequence[int]],
+    vectors: Floats,
+    prompts: Sequence[range],
+    special: SpecialIds,
 ) -> list[_Group]:
     lengths = [len(query) + len(prompt) + 1 for query, prompt in zip(queries, prompts, strict=True)]
     widths = np.array([-(-length // _WIDTH_STEP) * _WIDTH_STEP for length in lengths])
@@ -182,7 +173,7 @@ def _group_by_width(
         ids, real = suffix_ids(
             [queries[c] for c in columns], [prompts[c] for c in columns], special, width
         )
-        groups.append(_Group(np.array(columns, dtype=np.int64), ids, real))
+        groups.append(_Group(np.array(columns, dtype=np.int64), ids, real, vectors[columns]))
     return groups
 
 

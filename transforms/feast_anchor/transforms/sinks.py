@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,10 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feast_anchor.onnx_export.inputs import Floats
+
 from .events import ROW_SCHEMA
 from .histories import ShardHistories
 from .job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, HISTORY_END, ViewRun
 from .scoring import UserVectors
+from .zeroshot import Answers, scores
 
 # A rejected event (or user, then without the event's columns), with its modality by name.
 DEAD_SCHEMA = pa.schema(
@@ -143,7 +147,11 @@ def clear_temporaries(run: ViewRun) -> None:
 
 
 def rows_table(
-    run: ViewRun, columns: list[int], scored: list[UserVectors], created: int
+    run: ViewRun,
+    columns: list[int],
+    scored: list[UserVectors],
+    created: int,
+    axes: Mapping[Answers, Floats] = MappingProxyType({}),
 ) -> pa.Table:
     """The view's rows, one per user and as-of.
 
@@ -151,6 +159,7 @@ def rows_table(
         columns: position of each of the view's scenarios among the questions that were asked.
         scored: vectors of every user, each float32 [S, Q, dim].
         created: microseconds since the epoch, UTC, when they were computed.
+        axes: from `score_axes`, for the answers of the view's scores; float32 [dim] each.
     """
     if not scored:
         return run.schema.empty_table()
@@ -166,7 +175,10 @@ def rows_table(
         HISTORY_END: np.concatenate([user.history_end for user in scored]),
     }
     for scenario, column in zip(run.scenarios, columns, strict=True):
-        by_name[scenario.name] = _vector_array(vectors[:, column])
+        own = vectors[:, column]  # [rows, dim]
+        by_name[scenario.name] = _vector_array(own)
+        if scenario.score is not None:
+            by_name[scenario.score.name] = pa.array(scores(own, axes[scenario.score.answers]))
     return pa.table([_typed(by_name[f.name], f.type) for f in run.schema], schema=run.schema)
 
 

@@ -35,7 +35,6 @@ from ..train import (
     read_events,
     sources_of,
     train_bundle_from_repo,
-    train_config,
 )
 from .config import EvaluationConfig, Part
 from .features import make_features
@@ -238,7 +237,9 @@ def _training(config: EvaluationConfig) -> TrainConfig:
             "[train] has a seed; write seed = … above the tables or use --seed, so that folds and "
             "draws follow it too"
         )
-    return train_config({**config.train, "seed": config.seed}, "[train]")
+    with needs_train_extra():
+        from feast_anchor.onnx_export.settings import config_from
+    return config_from({**config.train, "seed": config.seed}, "[train]")
 
 
 def _with_history(tables: Tables, config: EvaluationConfig) -> Labelled:

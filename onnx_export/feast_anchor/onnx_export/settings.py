@@ -1,0 +1,123 @@
+"""What a training run can be told: one frozen `TrainConfig`, from Python or from a TOML file.
+
+A file is checked in full before anything is read or trained: an unknown key, a wrong type or a
+number out of range is an error that names the key, what was given and what would do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from .errors import SpecError
+from .model import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a bundle is trained."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    steps: int = 200  # optimiser steps; the only budget
+    histories: int = 48  # histories per batch
+    questions: int = 24  # questions each history is asked in one batch
+    accumulate: int = 1  # batches per step; the step takes the mean of their gradients
+    learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
+    weight_decay: float = 0.01  # AdamW
+    noise: float = 0.1  # share of query tokens replaced by random ones
+    query_noise: float = 0.3  # noise on the questions' text vectors, relative to their own spread
+    silent: float = 0.1  # share of pairs that ask nothing: they train the general embedding
+    text_encoder: str | None = None  # folder of a pretrained sentence encoder; None: our own small
+    timezone: str = "UTC"  # the clock that questions about the time of day mean
+    ntp_every: int = 4  # steps between two with the next-token loss
+    ntp_questions: int = 6  # questions that take part in it, 0 for none
+    snapshots: int = 8  # as-of times per user
+    topics: int = 60  # most topics per modality
+    vocab: int = 4096  # most tokens of the tokenizer
+    max_text_tokens: int = 40  # tokens read of one event text
+    max_query_tokens: int = 32  # longest question a bundle takes
+    validation_share: float = 0.1  # of the training users, kept from the gradient to choose weights
+    evaluate_every: int = 50  # steps between two looks at them; the last step is looked at anyway
+    patience: int = 0  # stop after so many looks without a better one, 0 for never
+    checkpoint_every: int = 50  # steps between two checkpoints, 0 for none
+    seed: int = 0  # fixes every random choice
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise SpecError(f"{name}={getattr(self, name)!r}, expected at least {least}")
+        for name in ("noise", "silent", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SpecError(f"{name}={getattr(self, name)!r}, expected 0 or more, below 1")
+
+
+_AT_LEAST_ONE = ("steps", "histories", "questions", "accumulate", "ntp_every", "snapshots")
+_AT_LEAST_NONE = (
+    "learning_rate",
+    "weight_decay",
+    "ntp_questions",
+    "patience",
+    "checkpoint_every",
+    "query_noise",
+)
+_LEAST = (
+    dict.fromkeys((*_AT_LEAST_ONE, "topics", "vocab", "evaluate_every"), 1)
+    | dict.fromkeys(("max_text_tokens", "max_query_tokens"), 1)
+    | dict.fromkeys((*_AT_LEAST_NONE, "seed"), 0)
+)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a `TrainConfig` from a TOML file; sizes of the model stand in its table `[model]`.
+
+    Raises `SpecError` when the file is not there or not TOML, has an unknown key, a value of the
+    wrong type or a number out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"no training configuration at {path}; correct the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not valid TOML: {error}") from error
+    return config_from(values, str(path))
+
+
+def config_from(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A `TrainConfig` from a table of settings; `where` is what messages call the table.
+
+    Raises `SpecError` for an unknown key, a value of the wrong type or a number out of range.
+    """
+    _refuse_unknown(where, TrainConfig, values, "")
+    try:  # as JSON: there a list may become a tuple, which strict mode refuses of Python objects
+        text = json.dumps(values, default=str)
+        return TypeAdapter(TrainConfig).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {'; '.join(map(_sentence, error.errors()))}") from error
+
+
+def _refuse_unknown(where: str, kind: Any, values: Mapping[str, Any], prefix: str) -> None:
+    """`prefix` is that of the keys, such as "model."."""
+    types = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"known keys: {known}"
+            raise SpecError(f"{where} has the unknown key {prefix + key!r}; {hint}")
+        if is_dataclass(types[key]) and isinstance(value, dict):
+            _refuse_unknown(where, types[key], value, f"{prefix}{key}.")
+
+
+def _sentence(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if key:
+        return f"{key}={error['input']!r}: {error['msg']}"
+    return error["msg"].removeprefix("Value error, ")
