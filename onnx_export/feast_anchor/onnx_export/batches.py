@@ -30,7 +30,9 @@ from .vocabulary import Words
 Array = np.ndarray[Any, Any]
 
 YES_NO = ("yes", "no")
-_EVEN = float(__import__('os').environ.get('EVEN','1.0'))  # 1 draws every family of questions equally often, 0 every question
+_EVEN = float(
+    __import__("os").environ.get("EVEN", "1.0")
+)  # 1 draws every family of questions equally often, 0 every question
 _POOL = 16  # batches drawn together and sorted by length, so that little is padded
 
 

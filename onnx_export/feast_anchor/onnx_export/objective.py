@@ -16,8 +16,10 @@ from .batches import Batch
 from .losses import contrastive, next_token, yes_or_no
 from .model import Anchor
 
-_PLAIN = float(__import__('os').environ.get('PLAIN','1.0'))  # weight of the plain yes or no
-_ALIKE = float(__import__('os').environ.get('ALIKE','0.5'))  # weight of the distance between two phrasings
+_PLAIN = float(__import__("os").environ.get("PLAIN", "1.0"))  # weight of the plain yes or no
+_ALIKE = float(
+    __import__("os").environ.get("ALIKE", "0.5")
+)  # weight of the distance between two phrasings
 
 
 def batch_loss(model: Anchor, batch: Batch, write: int, query_noise: float = 0.0) -> Tensor:
