@@ -54,8 +54,8 @@ class Board:
     def folds(self) -> Array:
         """Fold of each labelled user, -1 where there is no label: int64 [S, N]."""
         out = np.full(self.y.shape, -1, dtype=np.int64)
-        for own, y in zip(out, self.y, strict=True):
-            own[y >= 0] = stratified_folds(y[y >= 0], _FOLDS, self.seed)
+        for scenario, y in enumerate(self.y):
+            out[scenario, y >= 0] = stratified_folds(y[y >= 0], _FOLDS, self.seed)
         return out
 
     def row(self, score: Callable[[int, Array, Array, Array], Array]) -> Array:
