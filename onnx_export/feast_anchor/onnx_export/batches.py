@@ -133,7 +133,9 @@ class Batches:
             generator = np.random.default_rng((seed, 1, number))
             count = min(max(1, questions // 2 if PAIRED else questions), len(self.chance))
             columns = generator.choice(len(self.chance), count, replace=False, p=self.chance)
-            yield self._batch(drawn, np.repeat(columns, 2) if PAIRED else columns, noise, silent, generator)
+            yield self._batch(
+                drawn, np.repeat(columns, 2) if PAIRED else columns, noise, silent, generator
+            )
 
     def _draw_rows(self, rows: Ints, size: int, number: int, seed: int, alike: bool) -> Ints:
         """The histories of one batch: its part of a pool, sorted by length or not."""
