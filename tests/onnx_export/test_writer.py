@@ -231,9 +231,7 @@ def test_too_few_verdicts_reject_all(
     scope: Scope, corpus: Corpus, stub: Stub, tmp_path: Path
 ) -> None:
     """Verdicts that cannot be matched with items confirm none."""
-    stub.say = lambda content: (
-        {"verdicts": []} if "verdicts" in (said := honest(content)) else said
-    )
+    stub.say = lambda content: {"verdicts": []} if "verdicts" in (said := honest(content)) else said
     writing = writer(scope, stub, tmp_path)
     assert writing.extend(corpus).questions == corpus.questions
     assert writing.kept == 0
@@ -302,10 +300,14 @@ def test_facts_are_of_the_past_of_training_users() -> None:
     own = [
         r
         for r in events.to_pylist()
-        if r["user"] == user and r["modality"] == 0 and r["event_timestamp"].timestamp() * 1e6 < as_of
+        if r["user"] == user
+        and r["modality"] == 0
+        and r["event_timestamp"].timestamp() * 1e6 < as_of
     ]
     assert facts["number of visits"] == len(own)
-    assert facts["median amount of visits"] == round(float(np.median([r["amount"] for r in own])), 2)
+    assert facts["median amount of visits"] == round(
+        float(np.median([r["amount"] for r in own])), 2
+    )
 
 
 def test_no_held_out_user_reaches_the_endpoint(

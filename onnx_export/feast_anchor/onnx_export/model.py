@@ -17,7 +17,7 @@ F event features, C context features, V values kept per event, X numbers of evid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,8 @@ from .text_encoder import OwnTextEncoder, TextEncoder
 class ModelConfig:
     """Sizes and parts of the model, in numbers of floats, layers and heads."""
 
-    text: int = 64  # E: width of one encoded text
+    text: int = 64  # E: width of one encoded text; a pretrained text encoder has its own
+    key: int = 64  # width in which questions and events are compared
     hidden: int = 64  # D: width of the decoder
     layers: int = 2  # decoder layers
     heads: int = 4  # query heads; hidden must be a multiple
@@ -96,9 +97,10 @@ class Anchor(nn.Module):
                 f"hidden={config.hidden}, heads={config.heads}, kv_heads={config.kv_heads}: "
                 "expected an even hidden / heads and a whole heads / kv_heads"
             )
+        self.texts = texts or OwnTextEncoder(special.first_prompt, config.text, special.pad)
+        config = replace(config, text=self.texts.width)
         self.config, self.special, self.modalities = config, special, modalities
         text, hidden = config.text, config.hidden
-        self.texts = texts or OwnTextEncoder(special.first_prompt, text, special.pad)
         self.words = nn.Embedding(special.first_prompt, hidden)
         nn.init.normal_(self.words.weight, std=hidden**-0.5)  # they are the output layer too
         self.event_in = _adapter(text, hidden)
@@ -112,7 +114,7 @@ class Anchor(nn.Module):
         self.modal_kind = nn.Parameter(0.1 * torch.randn(modalities, hidden))
         self.absent = nn.Parameter(0.1 * torch.randn(modalities, hidden))
         self.decoder = Decoder(config.decoder())
-        self.evidence = Evidence(text, modalities) if config.evidence else None
+        self.evidence = Evidence(text, config.key, modalities) if config.evidence else None
         self.readout = Readout(config, Evidence.width(modalities) if config.evidence else 0)
 
     def event(self, ids: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class Anchor(nn.Module):
 
         Events are padded on the right with modality -1; readers of the state skip padding by
         `plen`. Returns (k_0, v_0, k_1, ...), each [B,K,P,d]; with evidence, also the events' keys
-        [B,P,E] and values [B,P,V], whose rows are zero for the tokens before the first event.
+        [B,P,A] and values [B,P,V], whose rows are zero for the tokens before the first event.
         """
         kinds = torch.arange(self.modalities, device=modality.device)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [B,T,M]
@@ -227,7 +229,8 @@ class Anchor(nn.Module):
     ) -> Tensor:
         """One history, one question, nothing padded, one causal forward: [embedding].
 
-        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E], prompt[R,D].
+        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E],
+        prompt[R,D].
         """
         kinds = torch.arange(self.modalities)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [T,M]

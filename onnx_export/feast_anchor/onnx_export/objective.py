@@ -16,8 +16,10 @@ from .batches import Batch
 from .losses import contrastive, next_token, yes_or_no
 from .model import Anchor
 
-_PLAIN = float(__import__('os').environ.get('PLAIN','1.0'))  # weight of the plain yes or no
-_ALIKE = float(__import__('os').environ.get('ALIKE','0.5'))  # weight of the distance between two phrasings
+_PLAIN = float(__import__("os").environ.get("PLAIN", "1.0"))  # weight of the plain yes or no
+_ALIKE = float(
+    __import__("os").environ.get("ALIKE", "0.5")
+)  # weight of the distance between two phrasings
 
 
 def batch_loss(model: Anchor, batch: Batch, write: int, query_noise: float = 0.0) -> Tensor:
@@ -34,7 +36,8 @@ def batch_loss(model: Anchor, batch: Batch, write: int, query_noise: float = 0.0
     users, answers = _vectors(model, batch, query, state)
     loss = contrastive(users, answers[:-2], batch.target, batch.same)
     loss = loss + _PLAIN * yes_or_no(users, answers[-2], answers[-1], batch.says)
-    loss = loss + _ALIKE * _apart(users, batch)
+    if _ALIKE:
+        loss = loss + _ALIKE * _apart(users, batch)
     if write:
         loss = loss + answer_loss(model, batch, query, state, write)
     return loss

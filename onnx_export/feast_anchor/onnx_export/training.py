@@ -86,11 +86,12 @@ def train_bundle(
     )
     with _deterministic(config.seed):
         words = _words(corpus, config)
-        model = _model(config, words, modalities)
         batches = Batches(corpus, modalities, words)
         if isinstance(words.texts, PretrainedTextEncoder):
-            seen = (batches.texts, batches.query_texts, batches.answer_texts)
-            words.texts.start_from(torch.cat(seen))
+            words.texts.centre(batches.texts)
+        model = _model(config, words, modalities)
+        if isinstance(words.texts, PretrainedTextEncoder) and model.evidence is not None:
+            model.evidence.start_from(words.texts.vectors(batches.texts))
         trace = fit(
             model,
             batches,
@@ -138,7 +139,7 @@ def _words(corpus: Corpus, config: TrainConfig) -> Words:
         text_tokenizer, texts = tokenizer, own
     else:
         encoder, text_tokenizer = read_sentence_encoder(config.text_encoder)
-        texts = PretrainedTextEncoder(encoder, config.model.text)
+        texts = PretrainedTextEncoder(encoder)
     return Words(
         tokenizer,
         special,

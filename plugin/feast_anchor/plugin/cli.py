@@ -56,8 +56,12 @@ def demo(
     with _readable_errors():
         from .demo.run import run_demo
 
-        until = "tables" if tables_only else "bundle" if prepare_only else "report"
-        run_demo(repo, data, out, until=until)
+        run_demo(
+            repo,
+            data,
+            out,
+            until="tables" if tables_only else "bundle" if prepare_only else "report",
+        )
 
 
 @app.command()
@@ -158,10 +162,9 @@ def evaluate(
     """
     with _readable_errors():
         from .evaluate import evaluate as run_evaluation
+        from .evaluate.config import checked_part
 
-        if part not in ("test", "validation"):
-            raise SpecError(f"--part is {part!r}, expected 'test' or 'validation'")
-        run_evaluation(config, out, part=part, seed=seed, full=full, console=_console)
+        run_evaluation(config, out, part=checked_part(part), seed=seed, full=full, console=_console)
 
 
 @app.command()

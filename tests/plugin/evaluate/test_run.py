@@ -14,10 +14,11 @@ from rich.console import Console
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.plugin.evaluate import cell, evaluate, rows, run
-from feast_anchor.plugin.evaluate.cell import Cell, Stages, Tables, read_tables, run_cell
+from feast_anchor.plugin.evaluate.cell import Stages, Tables, read_tables, run_cell
 from feast_anchor.plugin.evaluate.config import EvaluationConfig, Part, load_config
 from feast_anchor.plugin.evaluate.run import merged
-from feast_anchor.plugin.evaluate.users import divide
+from feast_anchor.plugin.evaluate.store import Cell
+from feast_anchor.plugin.evaluate.users import divide, part_of
 from plugin.evaluate.conftest import CONFIG, WriteEvaluation, write_evaluation
 
 
@@ -77,6 +78,32 @@ def test_the_report_is_complete(evaluated: tuple[Path, dict[str, Any], str]) -> 
     assert "25" in summary["few labels"]["vector"]
     assert "minus trees" in summary["few labels"]["vector + zero-shot"]["25"]
     assert summary["users"]["reported"] + summary["users"]["trained on"] <= 140
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_training_is_told_the_cut_and_whom_to_leave_out(
+    evaluation: WriteEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Part
+) -> None:
+    """Everybody who is reported is held out, labelled or not, and so is the whole test part."""
+    given: dict[str, Any] = {}
+
+    class Enough(Exception):
+        """Stops the cell once training was asked for."""
+
+    def train(*arguments: Any, **settings: Any) -> None:
+        given.update(settings)
+        raise Enough
+
+    monkeypatch.setattr(cell, "train_bundle_from_repo", train)
+    config, stages = load_config(evaluation()), Stages(quiet())
+    tables = read_tables(config, stages)
+    with pytest.raises(Enough):
+        run_cell(config, tables, part, tmp_path / "cell", stages, baselines=False, curve=False)
+    everyone = set(tables.events.column("user").to_pylist())
+    unseen = {"test"} if part == "test" else {"test", "validation"}
+    assert given["held_out"] == {u for u in everyone if part_of(u, 0, config) in unseen}
+    assert given["cut"] == config.cut
+    assert given["config"].seed == config.seed
 
 
 def test_full_covers_every_cell_and_compares_the_ablations(
