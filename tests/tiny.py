@@ -27,19 +27,8 @@ TINY_MODALITIES = (
     ModalitySpec(name="profile", kind="table", text="age {age}, {city}", max_events=1),
 )
 
-BERT_WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "tomato",
-    "##es",
-    "fresh",
-    "milk",
-    "wine",
-    "##s",
-    "a",
-]
+BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+BERT_WORDS += ("tomato", "##es", "fresh", "milk", "wine", "##s", "a")
 """The whole vocabulary of `tiny_bert`."""
 
 _ITEMS = (
@@ -80,7 +69,7 @@ def tiny_config() -> TrainConfig:
     from feast_anchor.onnx_export.model import ModelConfig
     from feast_anchor.onnx_export.settings import TrainConfig
 
-    sizes = ModelConfig(text=16, hidden=32, ff=48, readout=32, head_hidden=32, embedding=16)
+    sizes = ModelConfig(text=16, key=8, hidden=32, ff=48, readout=32, head_hidden=32, embedding=16)
     return TrainConfig(
         model=sizes,
         steps=4,

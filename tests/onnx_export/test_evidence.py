@@ -14,9 +14,9 @@ DAY = 86_400_000_000
 PER_READING = 2 * len(HALF_LIVES) + 5  # counts, amounts, four of the clock, share
 
 
-def sharp(text: int, modalities: int) -> Evidence:
+def sharp(modalities: int) -> Evidence:
     """Evidence whose soft thresholds are as good as hard ones: relevance is 0 or 1."""
-    evidence = Evidence(text, modalities)
+    evidence = Evidence(2, 2, modalities)
     evidence.scale.data.fill_(1000.0)
     return evidence
 
@@ -45,7 +45,7 @@ def read(
 
 def test_two_events_of_which_one_is_relevant() -> None:
     """By hand: the relevant event a week ago, the other today, asked a week after the newest."""
-    evidence = sharp(2, 2)
+    evidence = sharp(2)
     vectors, features, member = events_of([[3.0, 0.0], [0.0, 2.0]], [0, 1], 2)
     features[0, 0] = torch.tensor([2.0, 0.0, 0.6, 0.8, 0.0, 1.0])  # amount, gap, hour, weekday
     kept = evidence.keep(vectors, features, member, torch.tensor([[7.0, 0.0]]))
@@ -63,7 +63,7 @@ def test_two_events_of_which_one_is_relevant() -> None:
 
 def test_softness_lets_near_misses_count_a_little() -> None:
     """An event at each threshold has half a weight, one at right angles far less."""
-    evidence = Evidence(2, 1)
+    evidence = Evidence(2, 2, 1)
     relevance = evidence.relevance(
         torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.35, 0.9], [0, 1]]])
     )
@@ -78,7 +78,7 @@ TIMES = st.lists(st.integers(0, 400 * DAY), min_size=1, max_size=30).map(sorted)
 @given(times=TIMES, later=st.integers(1, 400 * DAY))
 def test_decay_in_two_factors_is_decay_by_age(times: list[int], later: int) -> None:
     """Kept before the as-of is known, counts still decay by each event's true age, to 1e-6."""
-    evidence = Evidence(2, 1)
+    evidence = Evidence(2, 2, 1)
     moments, table = np.array(times, np.int64), np.zeros(len(times), dtype=bool)
     as_of = times[-1] + later
     vectors, features, member = events_of([[1.0, 0.0]] * len(times), [0] * len(times), 1)
@@ -95,7 +95,7 @@ def test_decay_in_two_factors_is_decay_by_age(times: list[int], later: int) -> N
 def test_time_passes_alike_before_and_after_the_newest_event(seed: int, later: float) -> None:
     """Days moved from the history to the time since its newest event change no number."""
     generator = torch.Generator().manual_seed(seed)
-    evidence = Evidence(4, 2)
+    evidence = Evidence(4, 3, 2)
     vectors = torch.randn(1, 9, 4, generator=generator)
     features = torch.randn(1, 9, len(EVENT_FEATURES), generator=generator)
     member = torch.eye(2)[torch.randint(0, 2, (1, 9), generator=generator)]
@@ -108,7 +108,7 @@ def test_time_passes_alike_before_and_after_the_newest_event(seed: int, later: f
 
 def test_padding_and_unseen_rows_count_for_nothing() -> None:
     """Rows of padding, whatever they hold, and rows that may not be seen change no number."""
-    evidence = Evidence(2, 1)
+    evidence = Evidence(2, 2, 1)
     vectors, features, member = events_of([[1.0, 0.0], [1.0, 1.0], [1.0, 0.5]], [0, 0, -1], 1)
     features[:] = 0.5
     days = torch.tensor([[3.0, 0.0, 0.0]])
@@ -125,7 +125,7 @@ def test_padding_and_unseen_rows_count_for_nothing() -> None:
 
 def test_a_question_of_zeros_finds_nothing_relevant() -> None:
     """Where nothing is asked, readings by relevance are zero and those by modality are as ever."""
-    evidence = Evidence(2, 1)
+    evidence = Evidence(2, 2, 1)
     kept = evidence.keep(*events_of([[1.0, 0.0], [0.0, 1.0]], [0, 0], 1), torch.zeros(1, 2))
     nothing, something = (read(evidence, query, kept) for query in ([0.0, 0.0], [1.0, 0.0]))
     assert not nothing[:THRESHOLDS].any()
@@ -135,14 +135,14 @@ def test_a_question_of_zeros_finds_nothing_relevant() -> None:
 
 def test_an_empty_history_has_no_evidence() -> None:
     """Nobody's events are zeros, not NaN."""
-    evidence = Evidence(2, 2)
+    evidence = Evidence(2, 2, 2)
     kept = evidence.keep(*events_of([[0.0, 0.0]], [-1], 2), torch.zeros(1, 1))
     assert not read(evidence, [1.0, 0.0], kept).any()
 
 
 def test_a_negative_amount_never_leaves_the_logarithm() -> None:
     """More money back than spent reads as none spent."""
-    evidence = sharp(2, 1)
+    evidence = sharp(1)
     vectors, features, member = events_of([[1.0, 0.0]], [0], 1)
     features[..., 0] = -4.0
     kept = evidence.keep(vectors, features, member, torch.zeros(1, 1))
@@ -154,13 +154,33 @@ def test_a_negative_amount_never_leaves_the_logarithm() -> None:
 @pytest.mark.parametrize("modalities", [1, 3])
 def test_sizes_are_the_declared_ones(modalities: int) -> None:
     """`width` and `values` are what `read` and `keep` return, for any number of questions."""
-    evidence = Evidence(4, modalities)
+    evidence = Evidence(4, 3, modalities)
     member = torch.eye(modalities)[torch.zeros(2, 6, dtype=torch.int64)]
     features = torch.randn(2, 6, len(EVENT_FEATURES))
     keys, values = evidence.keep(torch.randn(2, 6, 4), features, member, torch.zeros(2, 6))
     assert values.shape == (2, 6, Evidence.values(modalities))
+    assert keys.shape == (2, 6, 3)
     torch.testing.assert_close(keys.norm(dim=-1), torch.ones(2, 6))
     found = evidence.read(
         torch.randn(2, 5, 4), keys, values, torch.ones(2, 5, 6), torch.zeros(2, 5)
     )
     assert found.shape == (2, 5, Evidence.width(modalities))
+
+
+@torch.no_grad()
+def test_keys_start_as_the_leading_axes_of_the_texts() -> None:
+    """Texts that vary along two axes keep their similarity in keys of two numbers; with fewer
+    axes than numbers the rest reads nothing.
+    """
+    axes = torch.linalg.qr(torch.randn(6, 2, generator=torch.Generator().manual_seed(0))).Q
+    vectors = torch.randn(9, 2, generator=torch.Generator().manual_seed(1)) @ axes.T  # [N,E]
+    expected = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
+    for width in (2, 4):
+        evidence = Evidence(6, width, 1)
+        evidence.start_from(vectors)
+        keys, _ = evidence.keep(*events_of(vectors.tolist(), [0] * 9, 1), torch.zeros(1, 9))
+        found, _ = evidence.similarity(vectors.unsqueeze(0), keys)
+        torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    evidence.start_from(vectors[:1])
+    assert evidence.query_key.weight[0].any()
+    assert not evidence.query_key.weight[1:].any()

@@ -17,7 +17,7 @@ from feast_anchor.onnx_export.model import Anchor, ModelConfig
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 SPECIAL = SpecialIds(pad=50, user_emb=51, eos=52, first_prompt=53)
-CONFIG = ModelConfig(text=8, hidden=16, ff=24, readout=16, head_hidden=16, embedding=8)
+CONFIG = ModelConfig(text=8, key=4, hidden=16, ff=24, readout=16, head_hidden=16, embedding=8)
 
 
 def make_model(**parts: bool) -> Anchor:
