@@ -22,7 +22,17 @@ import torch
 from torch import Tensor
 
 from .batches import Batch, Batches
-from .checkpoints import Tensors, pack, read_checkpoint, under, unpack, write_checkpoint
+from .checkpoints import (
+    Tensors,
+    load,
+    pack,
+    read_checkpoint,
+    trainable,
+    trained,
+    under,
+    unpack,
+    write_checkpoint,
+)
 from .inputs import Ints
 from .model import Anchor
 from .objective import batch_loss
@@ -136,7 +146,8 @@ class _Run:
     ) -> None:
         self.device = device()
         self.model, self.config, self.store = model.to(self.device), config, store
-        self.optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
+        self.parameters = trainable(model)  # frozen weights cost neither gradient nor moments
+        self.optimiser = torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay)
         self.trace, self.best = Trace(), Tensors()
         self.validation: list[Batch] = []
         if len(parts[1]):
@@ -171,7 +182,7 @@ class _Run:
         """Leave the model on the CPU with the weights to keep."""
         self.trace.seconds = time.perf_counter() - self.started
         if self.best:
-            self.model.load_state_dict(self.best)
+            load(self.model, self.best)
         self.model.cpu()
 
     def sentence(self) -> str:
@@ -198,7 +209,7 @@ class _Run:
             loss.backward()
             total += float(loss.detach())
             self.trace.pairs += int((batch.target >= 0).sum())
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.config, step)
         self.optimiser.step()
@@ -212,7 +223,7 @@ class _Run:
         kept = trace.kept
         if kept is None or scores["matched"] >= kept["matched"]:  # of equals the longer trained
             trace.best = len(trace.looks) - 1
-            self.best = {k: t.detach().clone() for k, t in self.model.state_dict().items()}
+            self.best = {k: t.detach().clone() for k, t in trained(self.model).items()}
 
     def _save(self, store: Store) -> None:
         self.trace.seconds = time.perf_counter() - self.started
