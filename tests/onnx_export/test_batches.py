@@ -100,3 +100,15 @@ def test_only_the_snapshots_asked_for_are_drawn(corpus: Corpus) -> None:
     batch = next(batches.draw(6, 5, 0.0, 0, among=wanted))
     lengths = batch.plen[:, 0] - batches.prefix_tokens
     assert set(lengths.tolist()) <= set(batches.lengths[wanted].tolist())
+
+
+def test_batches_for_measuring_mix_long_and_short_histories(corpus: Corpus) -> None:
+    """Alike, a batch spans little of the lengths there are; unlike, most of them."""
+    _, batches = draw(corpus, 0)
+
+    def spread(alike: bool) -> float:
+        drawn = itertools.islice(batches.draw(6, 5, 0.0, 0, alike=alike), 16)
+        return float(np.mean([np.ptp(batch.plen[:, 0].numpy()) for batch in drawn]))
+
+    assert spread(alike=True) < 0.25 * np.ptp(batches.lengths)
+    assert spread(alike=False) > 0.5 * np.ptp(batches.lengths)

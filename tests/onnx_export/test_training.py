@@ -171,6 +171,16 @@ def test_the_weights_that_validated_best_are_kept(monkeypatch: pytest.MonkeyPatc
     assert not torch.equal(weights(model), seen[4])
 
 
+def test_noise_does_not_bring_back_earlier_weights() -> None:
+    """A look that is worse by less than noise is kept; one that is worse by more is not, not even
+    in small steps down.
+    """
+    trace = Trace()
+    figures = (0.6, 0.68, 0.674, 0.665, 0.673)
+    assert [trace.look({"matched": figure}) for figure in figures] == [1, 1, 1, 0, 1]
+    assert trace.kept == {"matched": 0.673}
+
+
 @pytest.mark.parametrize(("patience", "steps"), [(0, 8), (2, 5)])
 def test_patience_ends_a_run_that_gets_no_better(
     monkeypatch: pytest.MonkeyPatch, patience: int, steps: int
@@ -204,6 +214,22 @@ def test_answer_tokens_do_not_reach_the_embedding() -> None:
         batch = replace(batch, answers=torch.ones_like(batch.answers))
         other = objective.answer_hidden(model, batch, state, 3)[0]
     assert torch.equal(alone, other[:, :, 0])
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # slower, not wrong
+def test_the_objective_bears_bfloat16() -> None:
+    """Inside autocast, as on a GPU, loss and gradients are finite and near those of float32."""
+    corpus = build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
+    tokenizer = training._tokenizer(corpus, CONFIG)
+    model = Anchor(SIZES, special_ids(tokenizer), len(TINY_MODALITIES))
+    batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 12, 24)
+    batch = next(batches.draw(4, 3, 0.0, 0))
+    exact = float(objective.batch_loss(model, batch, 2).detach())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective.batch_loss(model, batch, 2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(exact, rel=0.02)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_manifest_records_the_training(bundle_folder: Path) -> None:

@@ -110,7 +110,24 @@ def read_events(
     order = [
         (name, "ascending") for name in ("user", "event_timestamp", "modality", "text", "amount")
     ]
-    return _arrays(kept.sort_by(order))
+    return event_arrays(kept.sort_by(order))
+
+
+def event_arrays(table: pa.Table) -> Events:
+    """Canonical events that are already sorted by user, then time, as arrays."""
+    user = table.column("user").combine_chunks().dictionary_encode()
+    text = table.column("text").combine_chunks().dictionary_encode()
+    codes = user.indices.to_numpy().astype(np.int64)
+    return Events(
+        users=tuple(user.dictionary.to_pylist()),
+        starts=np.searchsorted(codes, np.arange(len(user.dictionary) + 1)).astype(np.int64),
+        user=codes,
+        times=table.column("event_timestamp").cast(pa.int64()).to_numpy(),
+        modality=table.column("modality").to_numpy().astype(np.int64),
+        amounts=table.column("amount").to_numpy().astype(np.float32),
+        texts=tuple(text.dictionary.to_pylist()),
+        text=text.indices.to_numpy().astype(np.int64),
+    )
 
 
 def snapshots(
@@ -148,22 +165,6 @@ def rows_before(events: Events, user: Ints, when: Ints) -> Ints:
         first, last = events.starts[number], events.starts[number + 1]
         out[position] = first + np.searchsorted(events.times[first:last], time, side="left")
     return out
-
-
-def _arrays(table: pa.Table) -> Events:
-    user = table.column("user").combine_chunks().dictionary_encode()
-    text = table.column("text").combine_chunks().dictionary_encode()
-    codes = user.indices.to_numpy().astype(np.int64)
-    return Events(
-        users=tuple(user.dictionary.to_pylist()),
-        starts=np.searchsorted(codes, np.arange(len(user.dictionary) + 1)).astype(np.int64),
-        user=codes,
-        times=table.column("event_timestamp").cast(pa.int64()).to_numpy(),
-        modality=table.column("modality").to_numpy().astype(np.int64),
-        amounts=table.column("amount").to_numpy().astype(np.float32),
-        texts=tuple(text.dictionary.to_pylist()),
-        text=text.indices.to_numpy().astype(np.int64),
-    )
 
 
 def _check_modalities(table: pa.Table, modalities: Sequence[ModalitySpec]) -> None:

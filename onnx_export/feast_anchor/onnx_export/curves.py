@@ -45,6 +45,7 @@ def _draw_loss(axes: Any, curves: Curves) -> None:
     steps = [look["step"] for look in curves.looks]
     losses = [look["loss"] for look in curves.looks]
     axes.plot(steps, losses, "o-", color="tab:orange", label="validation users, contrastive")
+    axes.set_yscale("log")  # the first steps would hide the others
     axes.set_ylabel("loss")
     axes.legend()
 

@@ -12,7 +12,7 @@ user state, the second is applied when a question is asked. So evidence shares t
 KV cache does, and costs one matrix product per question.
 
 Letters: B histories, T events (P with the summary tokens before them), Q questions, E text width,
-M modalities, H half-lives, W soft thresholds, V = 2H + 4 + M values kept per event,
+A key width, M modalities, H half-lives, W soft thresholds, V = 2H + 4 + M values kept per event,
 R = W + M readings: events weighted by relevance, and all events of one modality.
 """
 
@@ -33,16 +33,28 @@ class Evidence(nn.Module):
 
     half_lives: Tensor
 
-    def __init__(self, text: int, modalities: int) -> None:
+    def __init__(self, text: int, key: int, modalities: int) -> None:
         super().__init__()
         self.modalities = modalities
-        self.event_key = _identity(text)
-        self.query_key = _identity(text)
+        self.event_key = nn.Linear(text, key, bias=False)
+        self.query_key = nn.Linear(text, key, bias=False)
+        self.start_from(torch.eye(text))
         self.scale = nn.Parameter(torch.linspace(8.0, 16.0, THRESHOLDS))
         self.threshold = nn.Parameter(torch.linspace(0.2, 0.5, THRESHOLDS))
-        self.own_threshold = nn.Linear(text, THRESHOLDS, bias=False)  # some words are broader
+        self.own_threshold = nn.Linear(key, THRESHOLDS, bias=False)  # some words are broader
         nn.init.zeros_(self.own_threshold.weight)
         self.register_buffer("half_lives", torch.tensor(HALF_LIVES), persistent=False)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor) -> None:
+        """Let both keys start as the leading principal axes of some text vectors [N,E].
+
+        So that similar texts have similar keys before anything is learned.
+        """
+        axes = torch.linalg.svd(vectors, full_matrices=False).Vh
+        rows = min(len(self.event_key.weight), len(axes))
+        for layer in (self.event_key, self.query_key):
+            layer.weight.zero_()[:rows] = axes[:rows]
 
     @staticmethod
     def width(modalities: int) -> int:
@@ -57,7 +69,7 @@ class Evidence(nn.Module):
     def keep(
         self, vectors: Tensor, features: Tensor, member: Tensor, days: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the user state keeps of events: keys [B,T,E] of length 1 and values [B,T,V].
+        """What the user state keeps of events: keys [B,T,A] of length 1 and values [B,T,V].
 
         Args:
             vectors: encoded texts [B,T,E].
@@ -72,7 +84,7 @@ class Evidence(nn.Module):
         return F.normalize(self.event_key(vectors), dim=-1, eps=1e-6), values
 
     def similarity(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine of questions [B,Q,E] and kept keys [B,P,E]: [B,Q,P]; and the question's key."""
+        """Cosine of questions [B,Q,E] and kept keys [B,P,A]: [B,Q,P]; and the question's key."""
         key = F.normalize(self.query_key(query), dim=-1, eps=1e-6)
         return key @ keys.transpose(1, 2), key
 
@@ -93,7 +105,7 @@ class Evidence(nn.Module):
 
         Args:
             query: encoded questions [B,Q,E]; zeros ask nothing and find nothing relevant.
-            keys, values: what `keep` kept, [B,P,E] and [B,P,V]; zero rows count for nothing.
+            keys, values: what `keep` kept, [B,P,A] and [B,P,V]; zero rows count for nothing.
             seen: 1 for the prefix tokens that this question may see [B,Q,P].
             elapsed: days from the newest event to the as-of [B,Q].
         """
@@ -112,9 +124,3 @@ class Evidence(nn.Module):
         total = number[:, :, THRESHOLDS:].sum(2, keepdim=True)  # [B,Q,1,1]
         share = number / (total + 1.0)
         return torch.cat((counts, amounts, clock, share), dim=-1).flatten(2)
-
-
-def _identity(width: int) -> nn.Linear:
-    layer = nn.Linear(width, width, bias=False)
-    nn.init.eye_(layer.weight)
-    return layer

@@ -42,6 +42,7 @@ from .validation import evaluate
 Progress = Callable[[str, float], None]
 
 _LOOKED_AT = 8  # validation batches, the same at every look
+_NOISE = 0.01  # of `matched`: about a standard error with a few hundred validation users
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Trace:
     losses: list[float] = field(default_factory=list)  # one a step
     looks: list[dict[str, float]] = field(default_factory=list)  # `Scores` and the step
     pairs: int = 0  # (history, question) pairs trained on
-    best: int | None = None  # position in looks, None before the first
+    best: int | None = None  # position in looks of the weights kept, None before the first
     seconds: float = 0.0  # of all parts of an interrupted run
 
     @property
@@ -66,10 +67,20 @@ class Trace:
 
     def worn_out(self, patience: int) -> bool:
         """Whether the last `patience` looks brought nothing better; never for 0."""
-        return bool(patience) and self.best is not None and self._since() >= patience
+        figures = [look["matched"] for look in self.looks]
+        return 0 < patience < len(figures) and max(figures[-patience:]) <= max(figures[:-patience])
 
-    def _since(self) -> int:
-        return len(self.looks) - 1 - (self.best or 0)
+    def look(self, scores: dict[str, float]) -> bool:
+        """Note a look; returns whether its weights are to be kept.
+
+        They are unless an earlier look was better by more than noise: between equals the longer
+        trained weights are the better guess.
+        """
+        self.looks.append(scores)
+        if scores["matched"] < max(look["matched"] for look in self.looks) - _NOISE:
+            return False
+        self.best = len(self.looks) - 1
+        return True
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,9 @@ class _Run:
         self.validation: list[Batch] = []
         if len(parts[1]):
             size = min(config.histories, len(parts[1]))
-            drawn = batches.draw(size, config.questions, 0.0, config.seed, among=parts[1])
+            drawn = batches.draw(
+                size, config.questions, 0.0, config.seed, among=parts[1], alike=False
+            )
             self.validation = [self._moved(batch) for batch in islice(drawn, _LOOKED_AT)]
         self.started = time.perf_counter()
 
@@ -216,13 +229,9 @@ class _Run:
         self.trace.losses.append(total)
 
     def _look(self) -> None:
-        trace = self.trace
         self.model.eval()
-        scores = {"step": float(trace.step), **asdict(evaluate(self.model, self.validation))}
-        trace.looks.append(scores)
-        kept = trace.kept
-        if kept is None or scores["matched"] >= kept["matched"]:  # of equals the longer trained
-            trace.best = len(trace.looks) - 1
+        scores = asdict(evaluate(self.model, self.validation))
+        if self.trace.look({"step": self.trace.step, **scores}):
             self.best = {k: t.detach().clone() for k, t in trained(self.model).items()}
 
     def _save(self, store: Store) -> None:

@@ -17,6 +17,7 @@ F event features, C context features, V values kept per event, X numbers of evid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from .manifest import SpecialIds
 from .sizes import ModelConfig
 from .text_encoder import OwnTextEncoder, TextEncoder
 from .words import OwnWords, PretrainedWords
+
 __all__ = ["Anchor", "ModelConfig"]
 
 
@@ -51,10 +53,10 @@ class Anchor(nn.Module):
         super().__init__()
         if backbone is not None:
             config = config.around(backbone.config, tied=backbone.tied)
-        self.config = config = config.sized()
+        self.texts = texts or OwnTextEncoder(special.first_prompt, config.text, special.pad)
+        self.config = config = replace(config.sized(), text=self.texts.width)
         self.special, self.modalities = special, modalities
         text, hidden = config.text, config.hidden
-        self.texts = texts or OwnTextEncoder(special.first_prompt, text, special.pad)
         self.words: OwnWords | PretrainedWords
         if backbone is None:
             self.words = OwnWords(special.first_prompt, hidden, tied=config.tied)
@@ -72,7 +74,7 @@ class Anchor(nn.Module):
         self.absent = _kinds(modalities, hidden)
         self.delimiter = _kinds(modalities, hidden) if config.delimiters else None
         self.decoder = Decoder(config.decoder()) if backbone is None else backbone.decoder()
-        self.evidence = Evidence(text, modalities) if config.evidence else None
+        self.evidence = Evidence(text, config.key, modalities) if config.evidence else None
         self.readout = Readout(config, Evidence.width(modalities) if config.evidence else 0)
 
     def event(self, ids: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class Anchor(nn.Module):
 
         Events are padded on the right with modality -1; readers of the state skip padding by
         `plen`. Returns (k_0, v_0, k_1, ...), each [B,K,P,d]; with evidence, also the events' keys
-        [B,P,E] and values [B,P,V], whose rows are zero for the tokens before the first event.
+        [B,P,A] and values [B,P,V], whose rows are zero for the tokens before the first event.
         """
         kinds = torch.arange(self.modalities, device=modality.device)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [B,T,M]
@@ -191,7 +193,8 @@ class Anchor(nn.Module):
     ) -> Tensor:
         """One history, one question, nothing padded, one causal forward: [embedding].
 
-        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E], prompt[R,D].
+        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E],
+        prompt[R,D].
         """
         kinds = torch.arange(self.modalities)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [T,M]

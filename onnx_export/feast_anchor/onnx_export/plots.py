@@ -33,8 +33,8 @@ def write_plots(found: Findings, out: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        matplotlib.rcParams["font.size"] = 9
         drawn = [(_scenarios(found), "scenarios.png")]
         if found.curve is not None and found.curve.sizes:
             drawn.append((_few_labels(found, found.curve), "few_labels.png"))

@@ -19,6 +19,7 @@ from .errors import SourceError
 
 Array = np.ndarray[Any, Any]
 
+NO_VECTOR = slice(0, 0)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C: weight of the data against the penalty |w|^2 / 2
 _FOLDS = 5
 _MOST_STEPS = 50  # Newton needs about six
@@ -41,7 +42,13 @@ class Probe:
         return out + self.bias
 
 
-def fit_probe(x: Array, y: Array, seed: int = 0, start: Array | None = None) -> Probe:
+def fit_probe(
+    x: Array,
+    y: Array,
+    seed: int = 0,
+    start: Array | None = None,
+    vector: slice = NO_VECTOR,
+) -> Probe:
     """Logistic regression on standardised columns, strength by stratified cross-validation.
 
     Args:
@@ -51,6 +58,9 @@ def fit_probe(x: Array, y: Array, seed: int = 0, start: Array | None = None) -> 
         start: weights of the standardised columns before any label is seen [D]; leaving them is
             what the penalty prices. A column that is itself a score starts at 1, so that with few
             labels it is corrected, not learned anew. Zeros when None.
+        vector: columns that are the coordinates of one vector: they share one scale. Directions
+            in which vectors differ little are mostly noise, and scaling each column by itself
+            would blow them up (measured: docs/quality.md).
 
     Raises:
         SourceError: a class has fewer than two users.
@@ -63,6 +73,8 @@ def fit_probe(x: Array, y: Array, seed: int = 0, start: Array | None = None) -> 
             "more users or another label"
         )
     mean, scale = x.mean(axis=0), x.std(axis=0)
+    if len(scale[vector]):
+        scale[vector] = scale[vector].mean()
     scale = np.where(scale > 1e-12 * (1 + np.abs(mean)), scale, np.inf)  # constant: no weight
     axes = _axes((x - mean) / scale)  # [D, R]
     z = (x - mean) / scale @ axes  # [N, D] -> [N, R]
@@ -88,13 +100,18 @@ def stratified_folds(y: Array, folds: int, seed: int) -> Array:
 
 
 def out_of_fold(
-    x: Array, y: Array, folds: Array, seed: int = 0, start: Array | None = None
+    x: Array,
+    y: Array,
+    folds: Array,
+    seed: int = 0,
+    start: Array | None = None,
+    vector: slice = NO_VECTOR,
 ) -> Array:
     """Each row's score from a probe that did not see its fold: float64 [N] in (0, 1).
 
     As `transferred`, to the columns that were trained on.
     """
-    found: Array = transferred(x, [x], y, folds, seed, start)[0]
+    found: Array = transferred(x, [x], y, folds, seed, start, vector)[0]
     return found
 
 
@@ -105,6 +122,7 @@ def transferred(
     folds: Array,
     seed: int = 0,
     start: Array | None = None,
+    vector: slice = NO_VECTOR,
 ) -> Array:
     """Out-of-fold scores of other columns by the probes of `x`: float64 [len(others), N].
 
@@ -117,7 +135,7 @@ def transferred(
         others: columns to score, each [N, D], such as the vectors of another phrasing.
         y: 0 or 1 [N].
         folds: fold of each row [N], from `stratified_folds`.
-        seed, start: as of `fit_probe`.
+        seed, start, vector: as of `fit_probe`.
 
     Raises:
         SourceError: a training part has fewer than two users of a class.
@@ -125,7 +143,7 @@ def transferred(
     out = np.empty((len(others), len(y)), dtype=np.float64)
     for fold in np.unique(folds):
         held = folds == fold
-        probe = fit_probe(x[~held], y[~held], seed, start)
+        probe = fit_probe(x[~held], y[~held], seed, start, vector)
         for row, other in zip(out, others, strict=True):
             row[held] = quantiles(probe.score(other[held]))
     return out

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 
-from .corpus import DAY, Corpus, Question, read_events, rows_before, snapshots
+from .corpus import DAY, Corpus, Question, rows_before
 from .inputs import Ints
 from .manifest import ModalitySpec
 
@@ -52,21 +52,21 @@ def build_corpus(
     Raises:
         SourceError: there is nothing to train on or the table is not as declared.
     """
-    from .asked_events import ask_about_all, ask_about_events
-    from .asked_profiles import ask_about_profile
+    from .families import FAMILIES, join
+    from .scope import make_scope
 
-    events = read_events(table, modalities, cut, held_out)
-    user, as_of, horizons = snapshots(events, modalities, cut, snapshots_per_user, seed)
-    none = np.empty((len(user), 0), np.int64)
-    rows = Corpus(events, user, as_of, (), (), np.empty(0, np.int64), none)
-    maker = Maker(rows, entity, round(cut.timestamp() * 1_000_000), horizons, timezone)
-    for index, spec in enumerate(modalities):
-        if spec.kind == "table":
-            ask_about_profile(maker, index, spec)
-        else:
-            ask_about_events(maker, index, spec, topics)
-    ask_about_all(maker, modalities)
-    return maker.corpus()
+    scope = make_scope(
+        table,
+        modalities,
+        cut=cut,
+        entity=entity,
+        held_out=held_out,
+        snapshots_per_user=snapshots_per_user,
+        topics=topics,
+        timezone=timezone,
+        seed=seed,
+    )
+    return join([family(scope) for family in FAMILIES.values()])
 
 
 class Maker:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .evaluation import (
@@ -130,16 +131,19 @@ def tables(found: Findings) -> Iterator[Table]:
         yield _ablations(found)
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+
 def _means(found: Findings) -> Table:
     references = found.references()
-    table = Table(
-        title=f"Mean over {len(found.scenarios)} scenarios, 95 % intervals over users; "
-        "* where a difference excludes zero",
-        title_justify="left",
+    table = _table(
+        f"Mean over {len(found.scenarios)} scenarios, 95 % intervals over users; "
+        "* where a difference excludes zero"
     )
     table.add_column("", no_wrap=True)
     for column in ("AUC", "KS", *(f"minus {row}" for row in references)):
-        table.add_column(column, justify="right", no_wrap=column in ("AUC", "KS"))
+        table.add_column(column, justify="right")
     for row, one in found.rows.items():
         count = int(np.sum(~np.isnan(one.auc)))
         name = row if count == len(found.scenarios) else f"{row} ({count} scenarios)"
@@ -148,13 +152,13 @@ def _means(found: Findings) -> Table:
             for other in references
         )
         ks = found.mean_ks(row)
-        table.add_row(name, shown(found.mean_auc(row)), f"{ks.value:.3f}", *differences)
+        table.add_row(name, shown(found.mean_auc(row)), _plain(ks.value), *differences)
     return table
 
 
 def _by_scenario(found: Findings) -> Table:
     rows = [row for row in found.shown if row in found.rows] or list(found.rows)
-    table = Table(title="AUC by scenario", title_justify="left")
+    table = _table("AUC by scenario")
     table.add_column("scenario", no_wrap=True)
     for column in ("users", "positive", *rows):
         table.add_column(column, justify="right")
@@ -171,10 +175,9 @@ def _by_scenario(found: Findings) -> Table:
 
 
 def _curve(found: Findings, curve: Curve) -> Table:
-    table = Table(
-        title="AUC by number of labelled users; * where the difference to each of "
-        f"{' and '.join(found.compared)} excludes zero",
-        title_justify="left",
+    table = _table(
+        "AUC by number of labelled users; * where it is ahead of each of "
+        f"{' and '.join(found.compared)}, intervals excluding zero"
     )
     table.add_column("method", no_wrap=True)
     for size in (*curve.sizes, "all"):
@@ -194,7 +197,7 @@ def _curve(found: Findings, curve: Curve) -> Table:
 
 def _ablations(found: Findings) -> Table:
     first = next(iter(found.ablations))
-    table = Table(title="Ablations, right query", title_justify="left")
+    table = _table("Ablations, right query")
     for column in ("", "AUC", f"minus {first}"):
         table.add_column(column, justify="left" if not column else "right")
     for name, one in found.ablations.items():
@@ -205,21 +208,21 @@ def _ablations(found: Findings) -> Table:
 
 
 def shown(estimate: Estimate) -> str:
-    """An estimate in a table: .706 (.690-.721)."""
+    """An estimate in a table: .706 .690-.721."""
     if math.isnan(estimate.value):
         return "-"
-    return f"{_plain(estimate.value)} ({_plain(estimate.low)}-{_plain(estimate.high)})"
+    return f"{_plain(estimate.value)} [dim]{_plain(estimate.low)}-{_plain(estimate.high)}[/]"
 
 
 def shown_difference(estimate: Estimate) -> str:
-    """A difference in a table: *+.021 (+.008 to +.033), the star where it excludes zero."""
+    """A difference in a table: *+.021 +.008 +.033, the star where the interval excludes zero."""
     if math.isnan(estimate.value):
         return "-"
     value, low, high = (
         f"{number:+.3f}".replace("0.", ".", 1)
         for number in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{'*' if estimate.differs else ''}{value} ({low} to {high})"
+    return f"{'*' if estimate.differs else ''}{value} [dim]{low} {high}[/]"
 
 
 def _plain(value: float) -> str:

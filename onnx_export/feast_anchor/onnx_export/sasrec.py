@@ -53,6 +53,7 @@ class SasrecConfig:
     epochs: int = 8  # passes over the training users; more only learnt them by heart
     batch: int = 32  # users per step
     learning_rate: float = 1e-3  # AdamW; falls to nothing in a straight line
+    seed: int = 0  # of weights, dropout and the order of users
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _History:
 
 
 class Sasrec(nn.Module):
-    """The encoder and the items it knows; make one with `fit_sequence_encoder`."""
+    """The encoder and the items it knows; make one with `train_sasrec`."""
 
     def __init__(
         self, modalities: Sequence[ModalitySpec], items: Sequence[Item], config: SasrecConfig
@@ -141,14 +142,12 @@ class Sasrec(nn.Module):
         return np.concatenate((mean.numpy(), context), axis=1)
 
 
-def fit_sequence_encoder(
+def train_sasrec(
     events: pa.Table,
     modalities: Sequence[ModalitySpec],
-    fit_users: Collection[str],
     cut: datetime,
+    fit_users: Collection[str],
     config: SasrecConfig | None = None,
-    *,
-    seed: int = 0,
     on_progress: Progress | None = None,
 ) -> Sasrec:
     """Train on the events of `fit_users` before `cut`; the same seed gives the same weights.
@@ -156,10 +155,9 @@ def fit_sequence_encoder(
     Args:
         events: canonical events (`inputs.EVENT_SCHEMA`), in any order.
         modalities: what the column `modality` indexes.
-        fit_users: the users that are learnt from.
         cut: tz-aware; nothing at or after it is read.
-        config: sizes and budget.
-        seed: of weights, dropout and the order of users.
+        fit_users: the users that are learnt from.
+        config: sizes, budget and seed.
         on_progress: called with what is being done and the share done, 0 to 1.
 
     Raises:
@@ -169,19 +167,17 @@ def fit_sequence_encoder(
     report = on_progress or (lambda message, fraction: None)
     items = _frequent(_read(events, modalities, cut, fit_users), config.items)
     with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         model = Sasrec(modalities, items, config)
         users = sorted(fit_users)
         found = _histories(events, modalities, users, cut, model.place)
         histories = [found[row] for row in sorted(found) if len(found[row].item) > 1]
-        _fit(model, histories, np.random.default_rng(seed), report)
+        _fit(model, histories, report)
     return model.eval()
 
 
-def _fit(
-    model: Sasrec, histories: Sequence[_History], rng: np.random.Generator, report: Progress
-) -> None:
-    config = model.config
+def _fit(model: Sasrec, histories: Sequence[_History], report: Progress) -> None:
+    config, rng = model.config, np.random.default_rng(model.config.seed)
     steps = config.epochs * -(-len(histories) // config.batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)

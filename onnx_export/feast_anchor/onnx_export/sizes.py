@@ -32,7 +32,8 @@ class ModelConfig:
     """
 
     size: Size | None = None  # of the decoder, None: nano; a number given below goes before it
-    text: int = 64  # E: width of one encoded text
+    text: int = 64  # E: width of one encoded text; a pretrained text encoder has its own
+    key: int = 64  # width in which questions and events are compared
     hidden: int = 0  # D: width of the decoder
     layers: int = 0  # decoder layers
     heads: int = 0  # query heads

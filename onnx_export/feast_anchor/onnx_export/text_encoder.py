@@ -1,8 +1,7 @@
 """Text vectors shared by events, questions and answers, so that similar words meet.
 
 Two kinds behind one interface: our own (the mean of token vectors and a small network, trained with
-everything else) and a pretrained sentence encoder read from a local folder (frozen; a projection on
-top of it is trained). `raw` is the part that never changes while training, so it is computed once
+everything else) and a pretrained sentence encoder read from a local folder (frozen). `raw` is the part that never changes while training, so it is computed once
 per distinct text; `vectors` is the rest. What is exported is `forward`: both, from token ids.
 """
 
@@ -15,12 +14,15 @@ from torch import Tensor, nn
 
 from .sentence import SentenceEncoder
 
+_SCALE = 8.0
+
 
 class TextEncoder(Protocol):
     """Token ids int64 [N,L], padded on the right -> text vectors [N,E]."""
 
     pad: int
     vocabulary: int  # ids below it have a vector
+    width: int  # E
 
     def raw(self, ids: Tensor) -> Tensor:
         """What training need not compute again: [N,...]."""
@@ -37,7 +39,7 @@ class OwnTextEncoder(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, pad: int) -> None:
         super().__init__()
-        self.pad, self.vocabulary = pad, vocabulary
+        self.pad, self.vocabulary, self.width = pad, vocabulary, width
         self.tokens = nn.Embedding(vocabulary, width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
@@ -60,39 +62,32 @@ class OwnTextEncoder(nn.Module):
 
 
 class PretrainedTextEncoder(nn.Module):
-    """A frozen sentence encoder and a trained projection to the width of the model."""
+    """A frozen sentence encoder. What all texts share is taken off: it says nothing."""
 
     mean: Tensor
 
-    def __init__(self, encoder: SentenceEncoder, width: int) -> None:
+    def __init__(self, encoder: SentenceEncoder) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
         self.pad, self.vocabulary = encoder.config.pad, encoder.config.vocabulary
-        self.project = nn.Linear(encoder.config.hidden, width, bias=False)
-        self.register_buffer("mean", torch.zeros(encoder.config.hidden))
+        self.width = encoder.config.hidden
+        self.register_buffer("mean", torch.zeros(self.width))
 
     @torch.no_grad()
-    def start_from(self, raw: Tensor) -> None:
-        """Let the projection start as the leading principal axes of some texts [N,D].
-
-        Centred first: what all texts share says nothing and would make all of them similar.
-        """
+    def centre(self, raw: Tensor) -> None:
+        """Take the mean of some texts [N,D] as what all texts share."""
         self.mean.copy_(raw.mean(0))
-        axes = torch.linalg.svd(raw - self.mean, full_matrices=False).Vh
-        width = min(len(self.project.weight), len(axes))
-        self.project.weight.zero_()[:width] = axes[:width]
 
     @torch.no_grad()
     def raw(self, ids: Tensor) -> Tensor:
-        """Ids int64 [N,L] -> vectors of the sentence encoder [N,D]."""
+        """Vectors of the sentence encoder, of length 1: ids int64 [N,L] -> [N,D]."""
         vectors: Tensor = self.encoder(ids)
         return vectors
 
     def vectors(self, raw: Tensor) -> Tensor:
-        """[N,D] -> [N,E]."""
-        vectors: Tensor = self.project(raw - self.mean)
-        return vectors
+        """Centred, and scaled so that a coordinate is about as large as others: [N,D] -> [N,D]."""
+        return (raw - self.mean) * _SCALE
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids int64 [N,L] -> [N,E]."""
+        """Text vectors of ids int64 [N,L]: [N,D]."""
         return self.vectors(self.encoder(ids))

@@ -91,11 +91,12 @@ def train_bundle(
     with _deterministic(config.seed):
         backbone = None if config.backbone is None else read_backbone(config.backbone)
         words = _words(corpus, config, backbone)
-        model = _model(config, words, modalities, backbone)
         batches = Batches(corpus, modalities, words)
         if isinstance(words.texts, PretrainedTextEncoder):
-            seen = (batches.texts, batches.query_texts, batches.answer_texts)
-            words.texts.start_from(torch.cat(seen))
+            words.texts.centre(batches.texts)
+        model = _model(config, words, modalities, backbone)
+        if isinstance(words.texts, PretrainedTextEncoder) and model.evidence is not None:
+            model.evidence.start_from(words.texts.vectors(batches.texts))
         trace = fit(
             model,
             batches,
@@ -172,7 +173,7 @@ def _text_encoder(config: TrainConfig, own: Tokenizer) -> tuple[Tokenizer, TextE
         special = special_ids(own)
         return own, OwnTextEncoder(special.first_prompt, config.model.text, special.pad)
     encoder, tokenizer = read_sentence_encoder(config.text_encoder)
-    return tokenizer, PretrainedTextEncoder(encoder, config.model.text)
+    return tokenizer, PretrainedTextEncoder(encoder)
 
 
 def _require_examples(corpus: Corpus) -> None:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import lightgbm
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from .baselines import FieldValue, tabular_features
 from .errors import SourceError
-from .manifest import ModalitySpec
 
 Array = np.ndarray[Any, Any]
 Setting = Mapping[str, float]
+
+_SEEDS = 5  # forests that are averaged; cheap beside the search for their setting
 
 # From stumps to trees of 15 leaves; `rows` is the least share of the rows in a leaf.
 SETTINGS: tuple[Setting, ...] = (
@@ -37,23 +35,15 @@ SETTINGS: tuple[Setting, ...] = (
 
 @dataclass(frozen=True)
 class Trees:
-    """A fitted forest and the setting that cross-validation preferred."""
+    """Forests of several seeds and the setting that cross-validation preferred."""
 
-    booster: lightgbm.Booster
+    boosters: tuple[lightgbm.Booster, ...]
     setting: Setting
 
     def score(self, x: Array) -> Array:
-        """Log-odds of yes [rows]."""
-        return np.asarray(self.booster.predict(x, raw_score=True), dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class WindowRows:
-    """Features and labels of users at earlier as-of times."""
-
-    x: Array  # [rows, F]
-    labels: pa.Table  # [rows] as given
-    users: tuple[str, ...]  # [rows]
+        """Mean log-odds of yes [rows]."""
+        odds = [booster.predict(x, raw_score=True) for booster in self.boosters]
+        return np.asarray(np.mean(odds, axis=0), dtype=np.float64)
 
 
 def fit_trees(x: Array, y: Array, seed: int, groups: Sequence[str] | None = None) -> Trees:
@@ -75,59 +65,48 @@ def fit_trees(x: Array, y: Array, seed: int, groups: Sequence[str] | None = None
     if rarer < 2:
         raise SourceError(f"trees need two rows of each class, the rarer class has {rarer}")
     names = np.arange(len(y)) if groups is None else np.asarray(groups)
-    folds = StratifiedGroupKFold(min(3, rarer), shuffle=True, random_state=seed)
-    parts = [part for part in folds.split(x, y, names) if all(len(set(y[p])) == 2 for p in part)]
+    parts = _folds(y, names, min(3, rarer), seed)
     best = max(SETTINGS, key=lambda s: _validated(x, y, s, seed, parts))  # the first of equals
-    return Trees(_boost(x, y, best, seed), best)
+    return Trees(tuple(_boost(x, y, best, seed + n) for n in range(_SEEDS)), best)
 
 
-def window_rows(
-    events: pa.Table,
-    labels: pa.Table,
-    users: Sequence[str],
-    cut: datetime,
-    modalities: Sequence[ModalitySpec],
-    values: Sequence[FieldValue],
-    *,
-    key: str,
-) -> WindowRows:
-    """Features and labels of `users` at every as-of time of the labels before the cut.
+def window_scores(
+    x: Array, y: Array, moments: Array, groups: Sequence[str], reported: Array, seed: int
+) -> Array:
+    """Score users at the cut by trees on earlier windows of others: log-odds [reported].
+
+    A count "of all time" grows with the data, so a value of March means less in September. Two
+    forests are averaged: one reads the columns as they are, the other each user's rank among the
+    users of the same moment. On validation users that beat either alone.
 
     Args:
-        events: canonical events.
-        labels: has `key`, `event_timestamp` (the as-of) and the scenarios' columns. Its windows
-            before the cut must be over by the cut: whoever makes the table sees to it.
-        users: the users that nothing is reported on.
-        cut: tz-aware; rows at or after it are not read.
-        modalities: what the events' column `modality` indexes.
-        values: from `baselines.frequent_values` of the same users.
-        key: the labels' column with the user.
+        x: float [rows, F], features of other users at earlier as-of times.
+        y: bool or 0/1 [rows], what followed; the windows are over by the cut.
+        moments: the as-of of each row [rows], of any type that can be compared.
+        groups: whose row each is [rows].
+        reported: float [reported, F], features of the users to score, all at the cut.
+        seed: of folds and columns.
+
+    Raises:
+        SourceError: a class has fewer than two rows.
     """
-    earlier = pc.less(labels.column("event_timestamp"), pa.scalar(cut))
-    known = pc.is_in(labels.column(key), value_set=pa.array(users, pa.string()))
-    kept = labels.filter(pc.and_(earlier, known)).sort_by("event_timestamp").combine_chunks()
-    blocks = []
-    for as_of in pc.unique(kept.column("event_timestamp")).to_pylist():
-        own = kept.filter(pc.equal(kept.column("event_timestamp"), pa.scalar(as_of)))
-        rows = own.column(key).to_pylist()
-        blocks.append(tabular_features(events, rows, as_of, modalities, values)[1])
-    if not blocks:
-        raise SourceError(
-            f"no labels of {len(users)} users before the cut {cut.isoformat()}; trees on earlier "
-            "windows need label rows at earlier as-of times"
-        )
-    return WindowRows(np.concatenate(blocks), kept, tuple(kept.column(key).to_pylist()))
+    moments = np.asarray(moments)
+    ranked = np.empty(x.shape)
+    for moment in np.unique(moments):
+        ranked[moments == moment] = _ranks(x[moments == moment])
+    plain = fit_trees(x, y, seed, groups).score(reported)
+    return (plain + fit_trees(ranked, y, seed, groups).score(_ranks(reported))) / 2
 
 
-def window_trees(rows: WindowRows, scenario: str, seed: int) -> Trees:
-    """Trees fitted on a scenario's labels at earlier as-of times; null labels are left out.
+def _ranks(x: Array) -> Array:
+    """Each column as ranks from 0 to 1, ties in the middle [rows, F]."""
+    return np.asarray(rankdata(x, axis=0) / len(x))
 
-    `score` them on `tabular_features` of other users at the cut, with the same values.
-    """
-    label = rows.labels.column(scenario)
-    known = pc.is_valid(label).to_numpy(zero_copy_only=False)
-    y = pc.fill_null(label, False).to_numpy(zero_copy_only=False)[known]
-    return fit_trees(rows.x[known], y, seed, np.array(rows.users)[known].tolist())
+
+def _folds(y: Array, groups: Array, count: int, seed: int) -> list[tuple[Array, Array]]:
+    """Rows to fit and to validate on; folds without both classes on both sides are left out."""
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(y, y, groups)
+    return [part for part in folds if all(len(np.unique(y[rows])) == 2 for rows in part)]
 
 
 def _validated(

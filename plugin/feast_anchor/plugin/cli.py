@@ -45,6 +45,9 @@ def demo(
     prepare_only: Annotated[
         bool, typer.Option("--prepare-only", help="Stop after tables and bundle are made.")
     ] = False,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Stop after the tables are made.")
+    ] = False,
 ) -> None:
     """Run the whole job on demo data: tables, training, apply, materialize, ranker, join, probe.
 
@@ -53,7 +56,12 @@ def demo(
     with _readable_errors():
         from .demo.run import run_demo
 
-        run_demo(repo, data, out, prepare_only=prepare_only)
+        run_demo(
+            repo,
+            data,
+            out,
+            until="tables" if tables_only else "bundle" if prepare_only else "report",
+        )
 
 
 @app.command()
@@ -131,11 +139,12 @@ def evaluate(
     full: Annotated[
         bool,
         typer.Option(
-            "--full", help="Every seed, split and variant of the file's [full]; resumes itself."
+            "--full",
+            help="Every seed, split and variant of the file's \\[full]; goes on where it stopped.",
         ),
     ] = False,
 ) -> None:
-    """Train a bundle and measure what asking the question is worth, against strong baselines.
+    r"""Train a bundle and measure what asking the question is worth, against strong baselines.
 
     The file names your modalities, a table of yes/no labels and one question per label:
 
@@ -145,7 +154,7 @@ def evaluate(
         cut = 2017-09-01T00:00:00Z                # labels at exactly this as-of are reported
         horizon_days = 122                        # how far ahead a label looks
 
-        [scenarios.produce]
+        \[scenarios.produce]
         query = "Will this household buy fresh produce in the next four months?"
 
     Users are divided by a hash of their key; those that are reported are never trained on. Label
@@ -153,10 +162,9 @@ def evaluate(
     """
     with _readable_errors():
         from .evaluate import evaluate as run_evaluation
+        from .evaluate.config import checked_part
 
-        if part not in ("test", "validation"):
-            raise SpecError(f"--part is {part!r}, expected 'test' or 'validation'")
-        run_evaluation(config, out, part=part, seed=seed, full=full, console=_console)
+        run_evaluation(config, out, part=checked_part(part), seed=seed, full=full, console=_console)
 
 
 @app.command()

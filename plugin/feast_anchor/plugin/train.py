@@ -162,12 +162,6 @@ def inside(repo: Path) -> Iterator[None]:
         sys.path.remove(str(repo.absolute()))
 
 
-def _table(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise SpecError(f"{where} is {value!r}, expected a table of settings")
-    return value
-
-
 def _entity(modalities: Sequence[Modality]) -> tuple[str, str, str]:
     """Join key column, its Arrow type and the entity name that all modalities share."""
     found = {

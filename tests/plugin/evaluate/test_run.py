@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from feast_anchor.plugin.evaluate import evaluate, rows
+from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.plugin.evaluate import cell, evaluate, rows, run
+from feast_anchor.plugin.evaluate.cell import Stages, Tables, read_tables, run_cell
+from feast_anchor.plugin.evaluate.config import EvaluationConfig, Part, load_config
 from feast_anchor.plugin.evaluate.run import merged
+from feast_anchor.plugin.evaluate.store import Cell
+from feast_anchor.plugin.evaluate.users import divide, part_of
 from plugin.evaluate.conftest import CONFIG, WriteEvaluation, write_evaluation
 
 
@@ -75,24 +80,100 @@ def test_the_report_is_complete(evaluated: tuple[Path, dict[str, Any], str]) -> 
     assert summary["users"]["reported"] + summary["users"]["trained on"] <= 140
 
 
-def test_full_pools_cells_and_reads_those_that_are_finished(
-    evaluation: WriteEvaluation, tmp_path: Path
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_training_is_told_the_cut_and_whom_to_leave_out(
+    evaluation: WriteEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Part
 ) -> None:
-    """Two seeds and an ablation: a second call computes nothing and says the same."""
-    text = CONFIG.replace("[train]", "[full]\nseeds = [0, 1]\nsplits = [0]\n[train]") + (
+    """Everybody who is reported is held out, labelled or not, and so is the whole test part."""
+    given: dict[str, Any] = {}
+
+    class Enough(Exception):
+        """Stops the cell once training was asked for."""
+
+    def train(*arguments: Any, **settings: Any) -> None:
+        given.update(settings)
+        raise Enough
+
+    monkeypatch.setattr(cell, "train_bundle_from_repo", train)
+    config, stages = load_config(evaluation()), Stages(quiet())
+    tables = read_tables(config, stages)
+    with pytest.raises(Enough):
+        run_cell(config, tables, part, tmp_path / "cell", stages, baselines=False, curve=False)
+    everyone = set(tables.events.column("user").to_pylist())
+    unseen = {"test"} if part == "test" else {"test", "validation"}
+    assert given["held_out"] == {u for u in everyone if part_of(u, 0, config) in unseen}
+    assert given["cut"] == config.cut
+    assert given["config"].seed == config.seed
+
+
+def test_full_covers_every_cell_and_compares_the_ablations(
+    evaluation: WriteEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two splits, two seeds and an ablation that ruins the scores: it falls behind the main one."""
+    asked: list[tuple[str, int, int, dict[str, Any], bool]] = []
+
+    def fake(
+        config: EvaluationConfig,
+        tables: Tables,
+        part: Part,
+        folder: Path,
+        stages: Stages,
+        *,
+        baselines: bool,
+        curve: bool,
+    ) -> Cell:
+        asked.append((folder.name, config.split, config.seed, config.train["model"], baselines))
+        users = sorted(divide(tables.at_cut.users, config, part)[0])
+        y = tables.at_cut.take(users).y
+        noise = np.random.default_rng(config.seed).standard_normal(y.shape)
+        signal = 0.0 if "narrow" in folder.name else 2.0
+        return Cell(tuple(users), y, {rows.RIGHT: (signal * y + noise)[None]}, None, {})
+
+    monkeypatch.setattr(run, "run_cell", fake)
+    text = CONFIG.replace("[train]", "[full]\nseeds = [0, 1]\nsplits = [0, 1]\n[train]") + (
         '\n    [[full.variants]]\n    name = "narrow"\n    train = { model = { embedding = 8 } }\n'
     )
-    path, out = evaluation(text=text), tmp_path / "out"
-    evaluate(path, out, full=True, console=quiet())
-    first = json.loads((out / "summary.json").read_text("utf-8"))
-    assert list(first["cells"]) == [
-        f"{name}-split0-seed{seed}" for name in ("main", "narrow") for seed in (0, 1)
-    ]
-    assert list(first["ablations"]) == ["main", "narrow"]
-    stamps = [p.stat().st_mtime_ns for p in sorted(out.glob("cells/*/cell.json"))]
-    evaluate(path, out, full=True, console=quiet())
-    assert [p.stat().st_mtime_ns for p in sorted(out.glob("cells/*/cell.json"))] == stamps
-    assert json.loads((out / "summary.json").read_text("utf-8")) == first
+    evaluate(evaluation(text=text), tmp_path / "out", full=True, console=quiet())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
+    assert [name for name, *_ in asked] == list(summary["cells"])
+    assert len(asked) == 8
+    assert {(split, seed) for _, split, seed, _, _ in asked} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert [baselines for *_, baselines in asked] == [True] * 4 + [False] * 4
+    assert asked[0][3]["embedding"] == 16
+    assert asked[-1][3] == {**asked[0][3], "embedding": 8}
+    assert summary["ablations"]["narrow"]["minus the first"]["high"] < 0
+
+
+def test_a_finished_cell_is_read_unless_a_setting_changed(
+    evaluated: tuple[Path, dict[str, Any], str],
+    evaluation: WriteEvaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second call trains nothing and gives the same arrays; another seed is another cell."""
+    trained: list[int] = []
+
+    def train(config: EvaluationConfig, *_: Any) -> Bundle:
+        trained.append(config.seed)
+        return Bundle.open(evaluated[0] / "model" / "bundle")
+
+    monkeypatch.setattr(cell, "_train", train)
+    config, stages = load_config(evaluation()), Stages(quiet())
+    tables = read_tables(config, stages)
+
+    def call(config: EvaluationConfig) -> Cell:
+        folder = tmp_path / "cell"
+        return run_cell(config, tables, "test", folder, stages, baselines=False, curve=False)
+
+    first, again = call(config), call(config)
+    assert trained == [0]
+    assert first.facts == again.facts
+    assert first.users == again.users
+    assert list(first.rows) == list(again.rows)
+    for name, scores in first.rows.items():
+        np.testing.assert_array_equal(scores, again.rows[name])
+    call(config.model_copy(update={"seed": 5}))
+    assert trained == [0, 5]
 
 
 def test_merged_changes_a_table_field_by_field() -> None:
@@ -103,4 +184,3 @@ def test_merged_changes_a_table_field_by_field() -> None:
         "model": {"hidden": 32, "text": 8},
     }
     assert settings["model"] == {"hidden": 32, "text": 16}
-    assert np.isscalar(merged(settings, {"steps": 4})["steps"])

@@ -1,15 +1,14 @@
 """One cell: one bundle trained, one set of users scored with every row of the table.
 
-The rule: a cell is finished when its record is there and says the digest of everything that
-decides its numbers: settings, tables and the code itself. It is then read, not computed again.
+The rule: a bundle is trained before its reported users are looked at, and it is given neither
+their events nor any event at or after the cut.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,14 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from feast_anchor.onnx_export import few_labels as models_code
-from feast_anchor.onnx_export.bundle import Bundle, sha256_file
+from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.evaluation import resample
 from feast_anchor.onnx_export.few_labels import Curve, few_labels
 from feast_anchor.onnx_export.manifest import Dims, ModalitySpec, canonical_sha256
-from feast_anchor.transforms import scoring as scoring_code
-from feast_anchor.transforms.events import EventSource, check_source, input_snapshot
+from feast_anchor.transforms.events import check_source
 
 from ..train import (
     load_modalities,
@@ -39,6 +36,7 @@ from ..train import (
 from .config import EvaluationConfig, Part
 from .features import make_features
 from .rows import Board, baseline_rows, few_label_methods, ordered, vector_rows
+from .store import RECORD, Cell, code_digest, load_cell, save_cell, tables_digest
 from .users import Labelled, check_classes, divide, read_labels
 from .vectors import Vectors, make_vectors, prompts_in
 
@@ -47,11 +45,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-_RECORD, _SCORES = "cell.json", "scores.npz"
 _FEW_ROUNDS = 200  # bootstrap rounds of the few-label curve: draws vary more than users
 _EVERY = 5.0  # seconds between two lines of progress
-# What can change without changing a number of a cell.
-_NO_MATTER = ("report.py", "plots.py", "run.py", "cli.py")
 
 
 @dataclass
@@ -90,18 +85,6 @@ class Tables:
     snapshot: str
 
 
-@dataclass(frozen=True)
-class Cell:
-    """The result: labels int8 [S, N], scores [K, S, N] by row, a plane [S, N, 2] for the map."""
-
-    users: tuple[str, ...]
-    y: Array
-    rows: dict[str, Array]
-    plane: Array
-    facts: dict[str, Any]
-    curve: Curve | None = None
-
-
 def read_tables(config: EvaluationConfig, stages: Stages) -> Tables:
     """Read the feature repo's events and the labels. Raises `SpecError` or `SourceError`."""
     _training(config)  # wrong settings are found before anything is read
@@ -116,7 +99,7 @@ def read_tables(config: EvaluationConfig, stages: Stages) -> Tables:
         f"{len(config.scenarios)} scenarios, {len(earlier)} earlier as-of times"
     )
     specs = tuple(modality.declaration().as_spec() for modality in declared)
-    return Tables(specs, events, at_cut, earlier, _snapshot(sources, config.labels))
+    return Tables(specs, events, at_cut, earlier, tables_digest(specs, sources, config.labels))
 
 
 def run_cell(
@@ -140,10 +123,10 @@ def run_cell(
         baselines: also the rows that need no model; ablations leave them out.
         curve: also the few-label curve, which is not kept; such a cell is always computed.
     """
-    digest = canonical_sha256([config.digest(), tables.snapshot, part, baselines, _code()])
-    found = None if curve else _load(folder, digest)
+    digest = canonical_sha256([config.digest(), tables.snapshot, part, baselines, code_digest()])
+    found = None if curve else load_cell(folder, digest)
     if found is not None:
-        stages.report(f"{folder.name}: finished earlier, read from {folder / _RECORD}")
+        stages.report(f"{folder.name}: finished earlier, read from {folder / RECORD}")
         return found
     stages = replace(stages, seconds={})
     everyone = {*pc.unique(tables.events.column("user")).to_pylist(), *tables.at_cut.users}
@@ -173,7 +156,7 @@ def run_cell(
     cell = Cell(
         labels.users, labels.y, ordered(rows), _plane(vectors), facts | {"seconds": stages.seconds}
     )
-    _save(cell, folder, digest)
+    save_cell(cell, folder, digest)
     return replace(cell, curve=found_curve)
 
 
@@ -257,41 +240,3 @@ def _plane(vectors: Vectors) -> Array:
         _, _, axes = np.linalg.svd(centred, full_matrices=False)
         out.append(centred @ axes[:2].T)
     return np.stack(out)
-
-
-def _snapshot(sources: Sequence[EventSource], labels: Path) -> str:
-    return canonical_sha256([input_snapshot(tuple(sources)), sha256_file(labels)])
-
-
-def _code() -> str:
-    """Fingerprint of the source files that decide a cell's numbers."""
-    places = (models_code.__file__, scoring_code.__file__, __file__)
-    roots = [Path(place).parent for place in places]
-    files = [path for root in roots for path in sorted(root.glob("*.py"))]
-    return canonical_sha256([sha256_file(path) for path in files if path.name not in _NO_MATTER])
-
-
-def _save(cell: Cell, folder: Path, digest: str) -> None:
-    """The scores first, the record last: a record means that the scores are complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {f"row {name}": scores for name, scores in cell.rows.items()}
-    np.savez_compressed(
-        folder / _SCORES, y=cell.y, plane=cell.plane, users=np.array(cell.users), **arrays
-    )
-    record = folder / _RECORD
-    unfinished = record.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"digest": digest, "facts": cell.facts}, indent=2), "utf-8")
-    os.replace(unfinished, record)
-
-
-def _load(folder: Path, digest: str) -> Cell | None:
-    try:
-        record: Mapping[str, Any] = json.loads((folder / _RECORD).read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    if record["digest"] != digest:
-        return None
-    with np.load(folder / _SCORES, allow_pickle=False) as arrays:
-        rows = {n.removeprefix("row "): arrays[n] for n in arrays.files if n.startswith("row ")}
-        users = tuple(arrays["users"].tolist())
-        return Cell(users, arrays["y"], ordered(rows), arrays["plane"], dict(record["facts"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -17,6 +17,15 @@ from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.manifest import canonical_sha256
 
 Part = Literal["test", "validation"]
+
+
+def checked_part(text: str) -> Part:
+    """The part that `--part` names. Raises `SpecError` for another word."""
+    for part in get_args(Part):
+        if text == part:
+            found: Part = part
+            return found
+    raise SpecError(f"--part is {text!r}, expected 'test' or 'validation'")
 
 
 class _Frozen(BaseModel):
@@ -95,8 +104,9 @@ class EvaluationConfig(_Frozen):
         return self.scenarios[scenario].label or scenario
 
     def digest(self) -> str:
-        """SHA-256 (hex) of everything but where the files lie."""
-        return canonical_sha256(self.model_dump(mode="json", exclude={"repo", "full"}))
+        """SHA-256 (hex) of all that decides a cell's scores: not where files lie, not intervals."""
+        unimportant = {"repo", "labels", "full", "rounds", "draws"}
+        return canonical_sha256(self.model_dump(mode="json", exclude=unimportant))
 
 
 def load_config(path: Path) -> EvaluationConfig:

@@ -106,7 +106,7 @@ def make_features(
     window = None
     if windows:
         x = np.concatenate([at(moment) for moment in windows])
-        window = _window_scores(trees.fit_trees, windows, x, tabular, seed)
+        window = _window_scores(trees.window_scores, windows, x, tabular, seed)
     stage("factorisation")
     factors = baselines.factorisation(events, users, cut, fit_users, seed=seed)
     stage("sequence encoder")
@@ -124,7 +124,7 @@ def make_features(
 
 
 def _window_scores(
-    fit: Callable[..., Fitted],
+    score: Callable[..., Array],
     windows: Sequence[Labelled],
     x: Array,
     reported: Array,
@@ -136,9 +136,11 @@ def _window_scores(
     """
     users = np.concatenate([np.array(moment.users) for moment in windows])
     labels = np.concatenate([moment.y for moment in windows], axis=1)  # [S, rows]
+    moments = np.repeat(np.arange(len(windows)), [len(moment.users) for moment in windows])
     out = np.full((len(labels), len(reported)), np.nan)
     for scores, y in zip(out, labels, strict=True):
         known = y >= 0
         if min(np.sum(y == 0), np.sum(y == 1)) >= _LEAST:
-            scores[:] = fit(x[known], y[known], seed, users[known].tolist()).score(reported)
+            groups = users[known].tolist()
+            scores[:] = score(x[known], y[known], moments[known], groups, reported, seed)
     return out

@@ -16,6 +16,7 @@ import numpy as np
 
 from feast_anchor.onnx_export.few_labels import Method
 from feast_anchor.onnx_export.probe import (
+    NO_VECTOR,
     fit_probe,
     out_of_fold,
     quantiles,
@@ -53,8 +54,8 @@ class Board:
     def folds(self) -> Array:
         """Fold of each labelled user, -1 where there is no label: int64 [S, N]."""
         out = np.full(self.y.shape, -1, dtype=np.int64)
-        for own, y in zip(out, self.y, strict=True):
-            own[y >= 0] = stratified_folds(y[y >= 0], _FOLDS, self.seed)
+        for scenario, y in enumerate(self.y):
+            out[scenario, y >= 0] = stratified_folds(y[y >= 0], _FOLDS, self.seed)
         return out
 
     def row(self, score: Callable[[int, Array, Array, Array], Array]) -> Array:
@@ -71,11 +72,16 @@ class Board:
             out[: len(scores), scenario, self.y[scenario] >= 0] = scores
         return out
 
-    def probe(self, columns: Callable[[int], Array], start: Array | None = None) -> Array:
+    def probe(
+        self,
+        columns: Callable[[int], Array],
+        start: Array | None = None,
+        vector: slice = NO_VECTOR,
+    ) -> Array:
         """Out-of-fold scores of a linear probe on each scenario's columns [N, D]: [1, S, N]."""
 
         def score(scenario: int, known: Array, y: Array, folds: Array) -> Array:
-            return out_of_fold(columns(scenario)[known], y, folds, self.seed, start)[None]
+            return out_of_fold(columns(scenario)[known], y, folds, self.seed, start, vector)[None]
 
         return self.row(score)
 
@@ -89,12 +95,15 @@ def vector_rows(board: Board, vectors: Vectors) -> Rows:
     right, scenarios = vectors.right, len(vectors.right)
     asked = _asked_again(board, vectors)
     yield RIGHT, asked[:1]
-    yield NONE, board.probe(lambda s: vectors.none)
+    whole, dim = slice(None), right.shape[2]
+    yield NONE, board.probe(lambda s: vectors.none, vector=whole)
     if scenarios > 1:
         steps = range(1, scenarios)
-        others = [board.probe(lambda s, k=k: right[(s + k) % scenarios]) for k in steps]  # type: ignore[misc]  # a default binds the loop's variable
+        others = [
+            board.probe(lambda s, k=k: right[(s + k) % scenarios], vector=whole) for k in steps
+        ]  # type: ignore[misc]  # a default binds the loop's variable
         yield WRONG, np.concatenate(others)
-    yield SHUFFLED, board.probe(lambda s: vectors.shuffled[s])
+    yield SHUFFLED, board.probe(lambda s: vectors.shuffled[s], vector=whole)
     if len(asked) > 1:
         yield UNSEEN, asked[1:]
     if vectors.tuned:
@@ -102,7 +111,8 @@ def vector_rows(board: Board, vectors: Vectors) -> Rows:
     if vectors.zero_shot is not None:
         score = vectors.zero_shot
         yield ZERO, board.given(score)
-        yield RIGHT_ZERO, board.probe(lambda s: beside(right[s], score[s]), begin(right.shape[2]))
+        both = board.probe(lambda s: beside(right[s], score[s]), begin(dim), slice(0, dim))
+        yield RIGHT_ZERO, both
 
 
 def baseline_rows(board: Board, features: Features, vectors: Vectors) -> Rows:
@@ -116,15 +126,19 @@ def baseline_rows(board: Board, features: Features, vectors: Vectors) -> Rows:
         score = features.window
         yield WINDOW, board.given(score)
         yield WINDOW_LOGISTIC, board.probe(lambda s: beside(table, score[s]), begin(table.shape[1]))
-    yield FACTORISATION, board.probe(lambda s: features.factors)
-    yield SEQUENCE, board.probe(lambda s: features.sequence)
-    yield WITH_FEATURES, board.probe(lambda s: np.hstack([table, vectors.right[s]]))
+    yield FACTORISATION, board.probe(lambda s: features.factors, vector=slice(None))
+    yield SEQUENCE, board.probe(lambda s: features.sequence, vector=slice(None))
+    width = table.shape[1] + vectors.right.shape[2]
+    own = slice(table.shape[1], width)
+    yield WITH_FEATURES, board.probe(lambda s: np.hstack([table, vectors.right[s]]), vector=own)
     if vectors.zero_shot is not None:
-        zero, width = vectors.zero_shot, table.shape[1] + vectors.right.shape[2]
+        zero = vectors.zero_shot
         yield (
             WITH_ALL,
             board.probe(
-                lambda s: beside(np.hstack([table, vectors.right[s]]), zero[s]), begin(width)
+                lambda s: beside(np.hstack([table, vectors.right[s]]), zero[s]),
+                begin(width),
+                own,
             ),
         )
 
@@ -132,10 +146,11 @@ def baseline_rows(board: Board, features: Features, vectors: Vectors) -> Rows:
 def few_label_methods(features: Features, vectors: Vectors) -> dict[str, Method]:
     """What is compared where labels are few; scores without labels stay as they are."""
     right, table, zero = vectors.right, features.tabular, vectors.zero_shot
-    methods: dict[str, Method] = {"vector": _learned(lambda s: right[s])}
+    own = slice(0, right.shape[2])
+    methods: dict[str, Method] = {"vector": _learned(lambda s: right[s], vector=own)}
     if zero is not None:
         start = begin(right.shape[2])
-        methods["vector + zero-shot"] = _learned(lambda s: beside(right[s], zero[s]), start)
+        methods["vector + zero-shot"] = _learned(lambda s: beside(right[s], zero[s]), start, own)
         methods["zero-shot"] = lambda s, known, y, scored, seed: zero[s, scored]
     methods["trees"] = _few_trees(features)
     methods["logistic regression"] = _learned(lambda s: table)
@@ -161,7 +176,7 @@ def _asked_again(board: Board, vectors: Vectors) -> Array:
     def score(scenario: int, known: Array, y: Array, folds: Array) -> Array:
         own = vectors.right[scenario][known]
         others = [own, *(unseen[known] for unseen in vectors.unseen[scenario])]
-        return transferred(own, others, y, folds, board.seed)
+        return transferred(own, others, y, folds, board.seed, vector=slice(None))
 
     return board.row(score)
 
@@ -170,7 +185,7 @@ def _tuned(vectors: Vectors, seed: int) -> Callable[[int, Array, Array, Array], 
     def score(scenario: int, known: Array, y: Array, folds: Array) -> Array:
         if scenario not in vectors.tuned:
             return np.full((1, len(known)), np.nan)
-        return out_of_fold(vectors.tuned[scenario][known], y, folds, seed)[None]
+        return out_of_fold(vectors.tuned[scenario][known], y, folds, seed, vector=slice(None))[None]
 
     return score
 
@@ -186,10 +201,12 @@ def _trees(features: Features, seed: int) -> Callable[[int, Array, Array, Array]
     return score
 
 
-def _learned(columns: Callable[[int], Array], start: Array | None = None) -> Method:
+def _learned(
+    columns: Callable[[int], Array], start: Array | None = None, vector: slice = NO_VECTOR
+) -> Method:
     def method(scenario: int, known: Array, y: Array, scored: Array, seed: int) -> Array:
         x = columns(scenario)
-        return fit_probe(x[known], y, seed, start).score(x[scored])
+        return fit_probe(x[known], y, seed, start, vector).score(x[scored])
 
     return method
 

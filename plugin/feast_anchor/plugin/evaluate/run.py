@@ -25,6 +25,7 @@ from .config import EvaluationConfig, FullVariant, Part, load_config
 
 Array = np.ndarray[Any, Any]
 
+_WIDTH = 120  # a table that is cut to a narrow terminal cannot be read
 MAIN = FullVariant(name="main")
 _SHOWN = (
     table.RIGHT, table.NONE, table.WRONG, table.TUNED, table.ZERO, table.IDEAL, table.TREES,
@@ -95,7 +96,7 @@ def evaluate(
         write_summary(found, out / "summary.json")
         write_plots(found, out)
         for one in tables(found):
-            stages.console.print(one)
+            stages.console.print(one, width=max(_WIDTH, stages.console.width))
         stages.console.print(f"Wrote {out / 'summary.json'} and plots beside it")
     return found
 

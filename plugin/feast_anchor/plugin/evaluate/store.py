@@ -1,0 +1,87 @@
+"""Cells on disk: a full evaluation goes on where it was stopped.
+
+The rule: a cell is finished when its record is there and says the digest of everything that
+decides its numbers: settings, tables and the code itself. It is then read, not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feast_anchor.onnx_export import few_labels as models_code
+from feast_anchor.onnx_export.bundle import sha256_file
+from feast_anchor.onnx_export.few_labels import Curve
+from feast_anchor.onnx_export.manifest import ModalitySpec, canonical_sha256
+from feast_anchor.transforms import scoring as scoring_code
+from feast_anchor.transforms.events import EventSource, files_of
+
+from .rows import ordered
+
+Array = np.ndarray[Any, Any]
+
+RECORD = "cell.json"
+_SCORES = "scores.npz"
+# What can change without changing a number of a cell.
+_NO_MATTER = ("report.py", "plots.py", "run.py", "store.py")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The result: labels int8 [S, N], scores [K, S, N] by row, a plane [S, N, 2] for the map."""
+
+    users: tuple[str, ...]
+    y: Array
+    rows: dict[str, Array]
+    plane: Array | None
+    facts: dict[str, Any]
+    curve: Curve | None = None
+
+
+def tables_digest(
+    modalities: Sequence[ModalitySpec], sources: Sequence[EventSource], labels: Path
+) -> str:
+    """Fingerprint of the tables' bytes: tables that are made anew, and the same, change nothing."""
+    files = [[sha256_file(path) for path in files_of(source)] for source in sources]
+    read = [modality.model_dump(mode="json") for modality in modalities]
+    return canonical_sha256([read, files, sha256_file(labels)])
+
+
+def code_digest() -> str:
+    """Fingerprint of the source files that decide a cell's numbers."""
+    places = (models_code.__file__, scoring_code.__file__, __file__)
+    roots = [Path(place).parent for place in places]
+    files = [path for root in roots for path in sorted(root.glob("*.py"))]
+    return canonical_sha256([sha256_file(path) for path in files if path.name not in _NO_MATTER])
+
+
+def save_cell(cell: Cell, folder: Path, digest: str) -> None:
+    """The scores first, the record last: a record means that the scores are complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {f"row {name}": scores for name, scores in cell.rows.items()}
+    arrays |= {} if cell.plane is None else {"plane": cell.plane}
+    np.savez_compressed(folder / _SCORES, y=cell.y, users=np.array(cell.users), **arrays)
+    record = folder / RECORD
+    unfinished = record.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"digest": digest, "facts": cell.facts}, indent=2), "utf-8")
+    os.replace(unfinished, record)
+
+
+def load_cell(folder: Path, digest: str) -> Cell | None:
+    """The finished cell of a folder; None when there is none or it is of another digest."""
+    try:
+        record: Mapping[str, Any] = json.loads((folder / RECORD).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    if record["digest"] != digest:
+        return None
+    with np.load(folder / _SCORES, allow_pickle=False) as arrays:
+        rows = {n.removeprefix("row "): arrays[n] for n in arrays.files if n.startswith("row ")}
+        users = tuple(arrays["users"].tolist())
+        return Cell(users, arrays["y"], ordered(rows), arrays.get("plane"), dict(record["facts"]))

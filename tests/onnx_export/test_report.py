@@ -1,0 +1,115 @@
+"""The report: numbers in tables and JSON, plots that are drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from feast_anchor.onnx_export.evaluation import Array, Estimate, measure, resample
+from feast_anchor.onnx_export.few_labels import Method, few_labels
+from feast_anchor.onnx_export.plots import write_plots
+from feast_anchor.onnx_export.report import (
+    Findings,
+    shown,
+    shown_difference,
+    summary,
+    tables,
+    write_summary,
+)
+
+USERS = 150
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    """Three scenarios, four rows (one of them lacks a scenario), a curve and two ablations."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (3, USERS))
+    labels[2, :10] = -1
+    weights = resample(USERS, 100, seed=0)
+
+    def scores(signal: float) -> Array:
+        return (signal * labels + generator.standard_normal(labels.shape))[None]
+
+    made = {"right query": scores(1.5), "no query": scores(0.7), "prompt-tuned": scores(1.6),
+            "ideal conditioning": scores(1.0)}  # fmt: skip
+    made["prompt-tuned"][:, 1] = np.nan
+    rows = {name: measure(labels, row, weights) for name, row in made.items()}
+
+    def method(row: str) -> Method:
+        return lambda scenario, known, y, scored, seed: made[row][0, scenario, scored]
+
+    methods = {"vector": method("right query"), "trees": method("no query")}
+    return Findings(
+        scenarios=("tea_buyer", "churn", "often"),
+        rows=rows,
+        against=("right query", "ideal conditioning"),
+        positives=(labels == 1).mean(axis=1),
+        users=(labels >= 0).sum(axis=1),
+        ratio=("no query", "right query"),
+        curve=few_labels(labels, methods, weights, sizes=(25, 50), draws=3),
+        with_all={"vector": "right query"},
+        compared=("trees",),
+        ablations={"main": rows["right query"], "without": rows["no query"]},
+        plane=generator.standard_normal((3, USERS, 2)),
+        labels=labels,
+        facts={"part": "test"},
+    )
+
+
+def test_json_holds_every_number_with_its_interval(findings: Findings, tmp_path: Path) -> None:
+    """Means, differences, scenarios, ratio, few labels and ablations; what is missing is null."""
+    write_summary(findings, tmp_path / "deep" / "summary.json")
+    read = json.loads((tmp_path / "deep" / "summary.json").read_text("utf-8"))
+    assert read == summary(findings)
+    right = read["rows"]["right query"]
+    assert right["auc"]["low"] < right["auc"]["value"] < right["auc"]["high"]
+    assert read["rows"]["no query"]["minus right query"]["high"] < 0
+    assert read["rows"]["prompt-tuned"]["scenarios"] == 2
+    assert read["scenarios"]["churn"]["rows"]["prompt-tuned"]["auc"]["value"] is None
+    assert read["scenarios"]["often"]["users"] == USERS - 10
+    assert read["no query / right query"]["value"] < 1
+    assert read["few labels"]["vector"]["25"]["minus trees"]["low"] > 0
+    assert read["ablations"]["without"]["minus the first"]["high"] < 0
+    assert read["part"] == "test"
+
+
+def test_tables_say_what_is_ahead_and_what_is_missing(findings: Findings) -> None:
+    """Stars mark differences, a row with fewer scenarios says how many, best ones are there."""
+    out = io.StringIO()
+    for table in tables(findings):
+        Console(file=out, width=130).print(table)
+    text = out.getvalue()
+    assert "prompt-tuned (2 scenarios)" in text
+    assert "*-." in text
+    assert "tea_buyer" in text
+    assert "Ablations" in text
+    assert "labelled users" in text
+
+
+def test_estimates_are_short() -> None:
+    """Three digits, no leading zero, a star where zero is excluded, a dash for nothing."""
+    assert shown(Estimate(0.7, 0.65, 0.75)) == ".700 [dim].650-.750[/]"
+    assert shown_difference(Estimate(0.02, 0.01, 0.03)) == "*+.020 [dim]+.010 +.030[/]"
+    assert shown_difference(Estimate(-0.02, -0.05, 0.01)) == "-.020 [dim]-.050 +.010[/]"
+    assert shown(Estimate(float("nan"), 0.0, 0.0)) == "-"
+
+
+def test_every_plot_is_drawn(findings: Findings, tmp_path: Path) -> None:
+    """Three PNG files; without curve and plane one is left."""
+    drawn = write_plots(findings, tmp_path)
+    assert [path.name for path in drawn] == ["scenarios.png", "few_labels.png", "map.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    bare = Findings(
+        scenarios=findings.scenarios,
+        rows=findings.rows,
+        against=(),
+        positives=findings.positives,
+        users=findings.users,
+    )
+    assert [path.name for path in write_plots(bare, tmp_path)] == ["scenarios.png"]
