@@ -39,6 +39,7 @@ from .model import Anchor, ModelConfig
 
 OPSET = 23
 TOLERANCE = 1e-5  # largest absolute difference of one number of a vector
+EXTERNAL_ABOVE = 1_500_000_000  # bytes of weights; protobuf refuses files of two gigabytes
 
 _SHAPES = ((1, 1, 1, 1), (1, 5, 3, 4), (3, 1, 1, 6), (2, 7, 5, 1), (4, 33, 8, 12))  # B, T, Q, L
 
@@ -312,7 +313,9 @@ def _write(
         for value in node.outputs:
             if value.name in outputs and not value.is_graph_output():
                 value.name = f"inner_{value.name}"
-    program.save(path)
+    weights = program.model.graph.initializers.values()
+    size = sum(weight.const_value.nbytes for weight in weights if weight.const_value is not None)
+    program.save(path, external_data=size > EXTERNAL_ABOVE)  # beside it, as <name>.onnx.data
 
 
 @contextmanager

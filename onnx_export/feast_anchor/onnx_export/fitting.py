@@ -22,7 +22,17 @@ import torch
 from torch import Tensor
 
 from .batches import Batch, Batches
-from .checkpoints import Tensors, pack, read_checkpoint, under, unpack, write_checkpoint
+from .checkpoints import (
+    Tensors,
+    load,
+    pack,
+    read_checkpoint,
+    trainable,
+    trained,
+    under,
+    unpack,
+    write_checkpoint,
+)
 from .inputs import Ints
 from .model import Anchor
 from .objective import batch_loss
@@ -147,7 +157,8 @@ class _Run:
     ) -> None:
         self.device = device()
         self.model, self.config, self.store = model.to(self.device), config, store
-        self.optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
+        self.parameters = trainable(model)  # frozen weights cost neither gradient nor moments
+        self.optimiser = torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay)
         self.trace, self.best = Trace(), Tensors()
         self.validation: list[Batch] = []
         if len(parts[1]):
@@ -184,7 +195,7 @@ class _Run:
         """Leave the model on the CPU with the weights to keep."""
         self.trace.seconds = time.perf_counter() - self.started
         if self.best:
-            self.model.load_state_dict(self.best)
+            load(self.model, self.best)
         self.model.cpu()
 
     def sentence(self) -> str:
@@ -211,7 +222,7 @@ class _Run:
             loss.backward()
             total += float(loss.detach())
             self.trace.pairs += int((batch.target >= 0).sum())
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.config, step)
         self.optimiser.step()
@@ -221,7 +232,7 @@ class _Run:
         self.model.eval()
         scores = asdict(evaluate(self.model, self.validation))
         if self.trace.look({"step": self.trace.step, **scores}):
-            self.best = {k: t.detach().clone() for k, t in self.model.state_dict().items()}
+            self.best = {k: t.detach().clone() for k, t in trained(self.model).items()}
 
     def _save(self, store: Store) -> None:
         self.trace.seconds = time.perf_counter() - self.started

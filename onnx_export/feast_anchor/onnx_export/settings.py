@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from .errors import SpecError
-from .model import ModelConfig
+from .sizes import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class TrainConfig:
     query_noise: float = 0.3  # noise on the questions' text vectors, relative to their own spread
     silent: float = 0.1  # share of pairs that ask nothing: they train the general embedding
     text_encoder: str | None = None  # folder of a pretrained sentence encoder; None: our own small
+    backbone: str | None = None  # folder of a Qwen2, Qwen3 or Llama model; None: our own decoder
+    lora_rank: int = 64  # inner width of the adapters that train a backbone
+    lora_alpha: float = 32.0  # they count lora_alpha / lora_rank times
     timezone: str = "UTC"  # the clock that questions about the time of day mean
     ntp_every: int = 4  # steps between two with the next-token loss
     ntp_questions: int = 6  # questions that take part in it, 0 for none
@@ -57,6 +60,23 @@ class TrainConfig:
         for name in ("noise", "silent", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected 0 or more, below 1")
+        if not self.lora_alpha > 0:
+            raise SpecError(f"lora_alpha={self.lora_alpha!r}, expected a number above 0")
+        if self.backbone is not None:
+            self._check_backbone(self.backbone)
+
+    def _check_backbone(self, folder: str) -> None:
+        given = self.model.of_decoder()
+        if given:
+            raise SpecError(
+                f"backbone={folder!r} decides the decoder's sizes, and [model] gives {given} as "
+                "well; remove them, or the backbone"
+            )
+        if not (Path(folder) / "config.json").is_file():
+            raise SpecError(
+                f"backbone={folder!r} is no folder of a pretrained model; expected one with "
+                "config.json, model.safetensors (or its index and parts) and tokenizer.json"
+            )
 
 
 _AT_LEAST_ONE = ("steps", "histories", "questions", "accumulate", "ntp_every", "snapshots")
@@ -70,7 +90,7 @@ _AT_LEAST_NONE = (
 )
 _LEAST = (
     dict.fromkeys((*_AT_LEAST_ONE, "topics", "vocab", "evaluate_every"), 1)
-    | dict.fromkeys(("max_text_tokens", "max_query_tokens"), 1)
+    | dict.fromkeys(("max_text_tokens", "max_query_tokens", "lora_rank"), 1)
     | dict.fromkeys((*_AT_LEAST_NONE, "seed"), 0)
 )
 
