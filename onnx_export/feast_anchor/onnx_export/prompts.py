@@ -80,7 +80,7 @@ def tune_prompt(
     model: Anchor,
     states: States,
     query: Query,
-    labels: np.ndarray[Any, np.dtype[np.bool_]],
+    labels: np.ndarray[Any, Any],
     config: PromptConfig | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Tuned:
@@ -90,7 +90,7 @@ def tune_prompt(
         model: frozen and in evaluation mode, as `weights.read_model` returns it.
         states: from `user_states`; a user may have several rows, at several as-of times.
         query: the scenario's question.
-        labels: one per row of `states`.
+        labels: one per row of `states`: 1, 0, or -1 where there is none.
         config: the defaults when None.
         on_progress: called with the share of the steps done.
 
@@ -101,33 +101,43 @@ def tune_prompt(
     began, y = time.monotonic(), np.asarray(labels, dtype=np.int64)
     train, held = _split(states.users, y, config)
     with _one_thread():
-        task = _Task(model, states, query, torch.from_numpy(y), config)
-        plain = task.all_vectors(None)
-        of_class = [torch.from_numpy(train[y[train] == c]) for c in (0, 1)]
-        prototypes = torch.stack([plain[rows].mean(0) for rows in of_class])
-        before = rank_auc(y[held], _scores(plain[torch.from_numpy(held)], prototypes))
-        prompt, prototypes, trace = _descend(task, train, held, prototypes, on_progress)
-        after = rank_auc(y[held], _scores(task.all_vectors(prompt, held), prototypes))
+        task = _Task(model, states, query, y, config)
+        start = task.class_means(train)
+        before = task.auc(held, None, start)
+        best, trace = _descend(task, train, held, start, on_progress)
+        after = task.auc(held, best.prompt, best.prototypes)
+    users = {states.users[row] for row in np.flatnonzero(y >= 0)}
     record = {
         "config": asdict(config),
-        "rows": len(y),
-        "users": len(set(states.users)),
-        "positives": int(y.sum()),
+        "rows": len(train) + len(held),
+        "users": len(users),
+        "positives": int(np.sum(y == 1)),
         "validation": {"rows": len(held), "auc_before": before, "auc_after": after},
         **trace,
         "seconds": round(time.monotonic() - began, 1),
     }
-    return Tuned(prompt.numpy(), record)
+    return Tuned(best.prompt.numpy(), record)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Prompt and prototypes after a step, and their loss on the validation rows."""
+
+    step: int
+    loss: float
+    prompt: Tensor
+    prototypes: Tensor
 
 
 class _Task:
     """One scenario's rows, its question and its loss."""
 
     def __init__(
-        self, model: Anchor, states: States, query: Query, y: Tensor, config: PromptConfig
+        self, model: Anchor, states: States, query: Query, y: Ints, config: PromptConfig
     ) -> None:
         self.model, self.states, self.query, self.y, self.config = model, states, query, y, config
-        self.class_weights = len(y) / (2 * torch.bincount(y, minlength=2)).to(torch.float32)
+        counts = torch.from_numpy(np.bincount(y[y >= 0], minlength=2)).to(torch.float32)
+        self.class_weights = counts.sum() / (2 * counts)
 
     def vectors(self, rows: Ints, prompt: Tensor | None) -> Tensor:
         """Vectors [B, embedding] of some rows, with a prompt [R, D] or without one."""
@@ -147,17 +157,34 @@ class _Task:
         return vectors.squeeze(1)
 
     @torch.no_grad()
-    def all_vectors(self, prompt: Tensor | None, rows: Ints | None = None) -> Tensor:
-        """The same without gradients, in runs of a few rows; every row by default."""
-        rows = np.arange(len(self.y)) if rows is None else rows
+    def all_vectors(self, rows: Ints, prompt: Tensor | None) -> Tensor:
+        """The same without gradients, in runs of a few rows."""
         parts = np.array_split(rows, -(-len(rows) // _ROWS))
         return torch.cat([self.vectors(part, prompt) for part in parts])
+
+    def class_means(self, rows: Ints) -> Tensor:
+        """Mean vector of each class without a prompt: [2, embedding]."""
+        return torch.stack(
+            [self.all_vectors(rows[self.y[rows] == c], None).mean(0) for c in (0, 1)]
+        )
 
     def loss(self, vectors: Tensor, rows: Ints, prototypes: Tensor) -> Tensor:
         """Weighted cross-entropy over the classes' prototypes [2, embedding]."""
         similarity = vectors @ F.normalize(prototypes, dim=-1).T  # [B,2]
-        target = self.y[torch.from_numpy(rows)]
+        target = torch.from_numpy(self.y[rows])
         return F.cross_entropy(similarity / self.config.temperature, target, self.class_weights)
+
+    def auc(self, rows: Ints, prompt: Tensor | None, prototypes: Tensor) -> float:
+        """AUC of the similarity to the positive prototype minus that to the other."""
+        vectors = self.all_vectors(rows, prompt)
+        similarity = (vectors @ F.normalize(prototypes, dim=-1).T).numpy()  # [B,2]
+        return round(rank_auc(self.y[rows], similarity[:, 1] - similarity[:, 0]), 5)
+
+    def look(self, step: int, rows: Ints, prompt: Tensor, prototypes: Tensor) -> _Look:
+        """How good prompt and prototypes are now; they are copied."""
+        prompt, prototypes = prompt.detach().clone(), prototypes.detach().clone()
+        loss = self.loss(self.all_vectors(rows, prompt), rows, prototypes)
+        return _Look(step, round(float(loss), 5), prompt, prototypes)
 
 
 def _descend(
@@ -166,44 +193,36 @@ def _descend(
     held: Ints,
     start: Tensor,
     on_progress: Callable[[float], None] | None,
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Prompt and prototypes of the best look at the validation rows, and the record of all."""
+) -> tuple[_Look, dict[str, Any]]:
+    """The best look at the validation rows, and the record of all of them."""
     config, generator = task.config, np.random.default_rng(task.config.seed)
     prompt = _first_prompt(task, generator).requires_grad_()
     prototypes = start.clone().requires_grad_()
-    optimiser = torch.optim.AdamW(
-        [prompt, prototypes], lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    looks: list[dict[str, Any]] = []
-    best, kept = math.inf, (prompt.detach().clone(), prototypes.detach().clone())
-    stale, batches = 0, _batches(train, config.batch, generator)
-    for step in range(1, config.steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * _cosine((step - 1) / config.steps)
+    optimiser = torch.optim.AdamW([prompt, prototypes], weight_decay=config.weight_decay)
+    batches, looks, step = _batches(train, config.batch, generator), [], 0
+    best = task.look(0, held, prompt, prototypes)  # replaced at the first look
+    while step < config.steps and not _is_stale(looks, config.patience):
         rows = next(batches)
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * _cosine(step / config.steps)
         optimiser.zero_grad()
-        task.loss(task.vectors(rows, prompt), rows, prototypes).backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss = task.loss(task.vectors(rows, prompt), rows, prototypes)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         optimiser.step()
+        step += 1
         if step % config.evaluate_every == 0 or step == config.steps:
-            look = _look(task, held, prompt.detach(), prototypes.detach())
-            looks.append({"step": step, **look})
-            stale += 1
-            if look["loss"] < best:
-                best, stale = look["loss"], 0
-                kept = (prompt.detach().clone(), prototypes.detach().clone())
+            look = task.look(step, held, prompt, prototypes)
+            looks.append({"step": step, "loss": look.loss})
+            best = look if step == looks[0]["step"] or look.loss < best.loss else best
             if on_progress is not None:
                 on_progress(step / config.steps)
-            if stale >= config.patience:
-                break
-    kept_step = min(looks, key=lambda look: look["loss"])["step"]
-    return *kept, {"steps": step, "kept_step": kept_step, "looks": looks}
+    return best, {"steps": step, "kept_step": best.step, "looks": looks}
 
 
-def _look(task: _Task, held: Ints, prompt: Tensor, prototypes: Tensor) -> dict[str, float]:
-    vectors = task.all_vectors(prompt, held)
-    loss = float(task.loss(vectors, held, prototypes))
-    auc = rank_auc(task.y[torch.from_numpy(held)].numpy(), _scores(vectors, prototypes))
-    return {"loss": round(loss, 5), "auc": round(auc, 5)}
+def _is_stale(looks: Sequence[dict[str, Any]], patience: int) -> bool:
+    """Whether none of the last `patience` looks was better than all before them."""
+    losses = [look["loss"] for look in looks]
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
 def _first_prompt(task: _Task, generator: np.random.Generator) -> Tensor:
@@ -213,32 +232,27 @@ def _first_prompt(task: _Task, generator: np.random.Generator) -> Tensor:
     return torch.from_numpy(noise) * float(words.std())
 
 
-def _scores(vectors: Tensor, prototypes: Tensor) -> np.ndarray[Any, Any]:
-    """Similarity to the positive class's prototype minus that to the other's: [B]."""
-    similarity = vectors @ F.normalize(prototypes, dim=-1).T
-    score: np.ndarray[Any, Any] = (similarity[:, 1] - similarity[:, 0]).numpy()
-    return score
-
-
 def _split(users: Sequence[str], y: Ints, config: PromptConfig) -> tuple[Ints, Ints]:
     """Rows to train on and rows to validate on: no user has both, each has both classes.
 
     Stratified: the validation share is taken of the users with a positive row and of the others.
     """
-    names, user_of = np.unique(np.array(users, dtype=str), return_inverse=True)
-    positive = np.bincount(user_of, weights=y, minlength=len(names)) > 0
+    known = np.flatnonzero(y >= 0)
+    own = np.array([users[row] for row in known], dtype=str)
+    names, user_of = np.unique(own, return_inverse=True)
+    positive = np.bincount(user_of, weights=y[known], minlength=len(names)) > 0
     generator = np.random.default_rng(config.seed)
     held = np.zeros(len(names), dtype=bool)
     for stratum in (np.flatnonzero(positive), np.flatnonzero(~positive)):
         count = round(config.validation_share * len(stratum))
         held[generator.permutation(stratum)[:count]] = True
-    parts = np.flatnonzero(~held[user_of]), np.flatnonzero(held[user_of])
+    parts = known[~held[user_of]], known[held[user_of]]
     _check_classes(y, parts, len(names))
     return parts
 
 
 def _check_classes(y: Ints, parts: tuple[Ints, Ints], users: int) -> None:
-    counts = np.bincount(y, minlength=2)
+    counts = np.bincount(y[y >= 0], minlength=2)
     if counts.min() < _LEAST or any(len(np.unique(y[rows])) < 2 for rows in parts):
         raise SourceError(
             f"{counts[1]} positive and {counts[0]} negative label rows of {users} users, expected "
