@@ -5,9 +5,10 @@ identity (settings, data, library versions); another identity is an error that s
 because going on would give weights no configuration describes, and starting anew would throw
 away somebody's hours without a word.
 
-Tensors are the weights (`model.`) but for frozen ones, which the identity names, the best weights so far (`best.`), AdamW's state
-(`optimiser.<parameter>.`) and torch's random state (`random`). Everything else is JSON in the
-file's metadata. Batches need no state: each is a function of its number.
+Tensors are the weights (`model.`) but for frozen ones, which the identity names, the best weights
+so far (`best.`), AdamW's state (`optimiser.<parameter>.`) and torch's random state (`random`).
+Everything else is JSON in the file's metadata. Batches need no state: each is a function of its
+number.
 """
 
 from __future__ import annotations
