@@ -32,7 +32,7 @@ class TrainConfig:
     steps: int = 200  # optimiser steps; the only budget
     histories: int = 48  # histories per batch
     questions: int = 24  # asked of each history in one batch; half as many in two ways with `alike`
-    families: tuple[str, ...] = ("general", "attributes")  # of questions; also "behaviour"
+    families: tuple[str, ...] = ("general", "behaviour", "attributes")  # of questions
     even: float = 0.6  # 1 draws every family equally often, 0 every question
     accumulate: int = 1  # batches per step; the step takes the mean of their gradients
     learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
@@ -107,8 +107,13 @@ _LEAST = (
 )
 
 
+_FOLDERS = ("text_encoder", "backbone")
+
+
 def read_config(path: Path) -> TrainConfig:
     """Read a `TrainConfig` from a TOML file; sizes of the model stand in its table `[model]`.
+
+    Folders of pretrained models are relative to the file.
 
     Raises `SpecError` when the file is not there or not TOML, has an unknown key, a value of the
     wrong type or a number out of range.
@@ -119,15 +124,24 @@ def read_config(path: Path) -> TrainConfig:
         raise SpecError(f"no training configuration at {path}; correct the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error
-    return config_from(values, str(path))
+    return config_from(values, str(path), path.parent)
 
 
-def config_from(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """A `TrainConfig` from a table of settings; `where` is what messages call the table.
+def config_from(values: Mapping[str, Any], where: str, folder: Path) -> TrainConfig:
+    """A `TrainConfig` from a table of settings.
 
-    Raises `SpecError` for an unknown key, a value of the wrong type or a number out of range.
+    Args:
+        values: the table.
+        where: what messages call it.
+        folder: what relative folders of pretrained models are relative to.
+
+    Raises:
+        SpecError: an unknown key, a value of the wrong type or a number out of range.
     """
     _refuse_unknown(where, TrainConfig, values, "")
+    named = {name: values[name] for name in _FOLDERS if isinstance(values.get(name), str)}
+    found = {name: str(folder / given) if given else None for name, given in named.items()}
+    values = {**values, **found}  # "" stands for None, which TOML does not have
     try:  # as JSON: there a list may become a tuple, which strict mode refuses of Python objects
         text = json.dumps(values, default=str)
         return TypeAdapter(TrainConfig).validate_json(text, strict=True)
