@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,8 @@ from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
 from feast_anchor.onnx_export.manifest import ModalitySpec
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from feast_anchor.onnx_export.settings import TrainConfig
 
 TINY_START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -24,6 +26,10 @@ TINY_MODALITIES = (
     ModalitySpec(name="coupons", text="redeemed a coupon for {shop}", max_events=4),
     ModalitySpec(name="profile", kind="table", text="age {age}, {city}", max_events=1),
 )
+
+BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+BERT_WORDS += ("tomato", "##es", "fresh", "milk", "wine", "##s", "a")
+"""The whole vocabulary of `tiny_bert`."""
 
 _ITEMS = (
     "apples in produce",
@@ -63,7 +69,7 @@ def tiny_config() -> TrainConfig:
     from feast_anchor.onnx_export.model import ModelConfig
     from feast_anchor.onnx_export.settings import TrainConfig
 
-    sizes = ModelConfig(text=16, hidden=32, ff=48, readout=32, head_hidden=32, embedding=16)
+    sizes = ModelConfig(text=16, key=8, hidden=32, ff=48, readout=32, head_hidden=32, embedding=16)
     return TrainConfig(
         model=sizes,
         steps=4,
@@ -89,3 +95,41 @@ def tiny_bundle(folder: Path) -> Path:
         config=tiny_config(),
     )
     return out
+
+
+def tiny_bert(folder: Path) -> Any:
+    """Save a random BERT of `transformers` with its tokenizer into `folder` and return it."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(BERT_WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=20,
+        initializer_range=0.3,
+    )
+    model = transformers.BertModel(config).eval()
+    for name, value in model.named_parameters():
+        if "LayerNorm" in name or "bias" in name:  # they start at 0 and 1: a mix-up would hide
+            value.data += 0.2 * torch.randn_like(value)
+    model.save_pretrained(folder)
+    _bert_tokenizer().save(str(folder / "tokenizer.json"))
+    return model
+
+
+def _bert_tokenizer() -> Tokenizer:
+    """As many are published: cutting and padding, which readers of the file must not keep."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    ids = {word: i for i, word in enumerate(BERT_WORDS)}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=4)
+    return tokenizer

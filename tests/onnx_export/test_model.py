@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,45 +17,71 @@ from feast_anchor.onnx_export.model import Anchor, ModelConfig
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 SPECIAL = SpecialIds(pad=50, user_emb=51, eos=52, first_prompt=53)
-CONFIG = ModelConfig(text=8, hidden=16, ff=24, head_hidden=16, embedding=8)
+CONFIG = ModelConfig(text=8, key=4, hidden=16, ff=24, readout=16, head_hidden=16, embedding=8)
 
 
-def make_model() -> Anchor:
+def make_model(**parts: bool) -> Anchor:
     torch.manual_seed(3)
-    return Anchor(CONFIG, SPECIAL, modalities=3).eval()
+    return Anchor(replace(CONFIG, **parts), SPECIAL, modalities=3).eval()
 
 
 MODEL = make_model()
+WITHOUT_EVIDENCE = make_model(evidence=False)
 
 
-def state_of(arrays: Arrays) -> tuple[torch.Tensor, ...]:
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    with torch.no_grad():
-        return MODEL.prefix(t["vectors"], t["features"], t["modality"])
+def tensors(arrays: Arrays, *names: str) -> list[torch.Tensor]:
+    return [torch.from_numpy(arrays[name]) for name in names]
 
 
-def suffix_of(arrays: Arrays, state: Sequence[torch.Tensor]) -> torch.Tensor:
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    with torch.no_grad():
-        return MODEL.suffix(t["ids"], t["qlen"], t["plen"], t["context"], t["prompt"], state)
+@torch.no_grad()
+def state_of(arrays: Arrays, model: Anchor = MODEL) -> tuple[torch.Tensor, ...]:
+    return model.prefix(*tensors(arrays, "vectors", "features", "modality", "days"))
 
 
-def served(arrays: Arrays) -> torch.Tensor:
-    return suffix_of(arrays, state_of(arrays))
+@torch.no_grad()
+def suffix_of(arrays: Arrays, state: Sequence[torch.Tensor], model: Anchor = MODEL) -> torch.Tensor:
+    names = ("ids", "qlen", "plen", "context", "query", "prompt")
+    return model.suffix(*tensors(arrays, *names), state)
 
 
+def served(arrays: Arrays, model: Anchor = MODEL) -> torch.Tensor:
+    return suffix_of(arrays, state_of(arrays, model), model)
+
+
+@torch.no_grad()
+def evidence_of(arrays: Arrays, state: Sequence[torch.Tensor]) -> torch.Tensor:
+    found = MODEL.find_evidence(*tensors(arrays, "plen", "context", "query"), state)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("model", [MODEL, WITHOUT_EVIDENCE], ids=["evidence", "no evidence"])
 @settings(max_examples=20, deadline=None)
 @given(
     shape=st.tuples(*(st.integers(1, top) for top in (3, 12, 4, 7))), seed=st.integers(0, 2**32 - 1)
 )
 def test_prefix_and_suffix_equal_one_plain_forward(
-    shape: tuple[int, int, int, int], seed: int
+    model: Anchor, shape: tuple[int, int, int, int], seed: int
 ) -> None:
-    """Sharing a prefix between padded histories and questions changes no vector."""
-    arrays = random_inputs(MODEL, shape, np.random.default_rng(seed))
+    """Sharing a prefix between padded histories and questions changes no vector.
+
+    Questions of one token are what a model without query tokens reads.
+    """
+    arrays = random_inputs(model, shape, np.random.default_rng(seed))
     with torch.no_grad():
-        expected = reference(MODEL, arrays)
-    torch.testing.assert_close(served(arrays), expected, atol=1e-5, rtol=0)
+        expected = reference(model, arrays)
+    torch.testing.assert_close(served(arrays, model), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("parts", [{"user_token": False}, {"modal_tokens": False}])
+def test_parts_that_are_left_out_leave_both_paths_equal(parts: dict[str, bool]) -> None:
+    """Without user or modality tokens, prefix and suffix still give what one forward gives."""
+    model = make_model(**parts)
+    arrays = random_inputs(model, (2, 6, 2, 4), np.random.default_rng(0))
+    with torch.no_grad():
+        expected = reference(model, arrays)
+    torch.testing.assert_close(served(arrays, model), expected, atol=1e-5, rtol=0)
+    assert (served(arrays) - served(arrays, model)).abs().max() > 1e-4
 
 
 def test_vectors_have_length_one() -> None:
@@ -67,21 +94,53 @@ def test_vectors_have_length_one() -> None:
 
 
 def test_question_does_not_see_the_other_questions() -> None:
-    """Changing one question leaves the vectors of the others bit for bit as they were."""
+    """Changing one question, its words and its vector, leaves the vectors of the others bit for
+    bit as they were, and the evidence that they find.
+    """
     arrays = random_inputs(MODEL, (2, 6, 3, 5), np.random.default_rng(1))
-    before = served(arrays)
-    arrays["ids"][:, 2, :-1] = 7
-    after = served(arrays)
-    assert torch.equal(before[:, :2], after[:, :2])
+    state = state_of(arrays)
+    vectors, found = suffix_of(arrays, state), evidence_of(arrays, state)
+    arrays["ids"][:, 2, :-1], arrays["query"][:, 2] = 7, 3.0
+    after, then = suffix_of(arrays, state), evidence_of(arrays, state)
+    assert torch.equal(vectors[:, :2], after[:, :2])
+    assert torch.equal(found[:, :2], then[:, :2])
+    assert not torch.equal(found[:, 2], then[:, 2])
 
 
 def test_question_decides_the_vector() -> None:
     """Two different questions about one history give two different vectors."""
     arrays = random_inputs(MODEL, (1, 6, 2, 3), np.random.default_rng(1))
     arrays["ids"][0] = [[1, 2, 51], [3, 4, 51]]
-    arrays["qlen"][0], arrays["context"][:] = [3, 3], 0
+    arrays["qlen"][0], arrays["context"][:], arrays["query"][:] = [3, 3], 0, 0
     vectors = served(arrays)
     assert (vectors[0, 0] - vectors[0, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("model", [MODEL, WITHOUT_EVIDENCE], ids=["evidence", "no evidence"])
+def test_a_questions_text_vector_alone_decides_too(model: Anchor) -> None:
+    """Read by its vector only, without one token of words, a question still moves the vector."""
+    arrays = random_inputs(model, (1, 6, 2, 1), np.random.default_rng(1))
+    arrays["context"][:] = 0
+    arrays["query"][0] = np.eye(8, dtype=np.float32)[:2]
+    vectors = served(arrays, model)
+    assert (vectors[0, 0] - vectors[0, 1]).abs().max() > 1e-3
+
+
+def test_the_as_of_enters_by_the_context_alone() -> None:
+    """One user state answers two as-of times: time that passed since the newest event lowers the
+    evidence as if every event were older, and a state is the same whatever is asked of it.
+    """
+    arrays = random_inputs(MODEL, (2, 6, 1, 4), np.random.default_rng(5))
+    arrays["context"][..., 0] = np.log1p(2.0)  # recency: two days
+    arrays["modality"][:, 0], arrays["plen"][:] = 0, np.maximum(arrays["plen"], 5)
+    early = evidence_of(arrays, state_of(arrays))
+    arrays["context"][..., 0] = np.log1p(32.0)
+    late = evidence_of(arrays, state_of(arrays))
+    arrays["context"][..., 0], arrays["days"] = np.log1p(2.0), arrays["days"] + 30
+    older = evidence_of(arrays, state_of(arrays))
+    torch.testing.assert_close(late, older, atol=1e-5, rtol=0)
+    assert (early[..., -13:-9] >= late[..., -13:-9]).all()
+    assert (early - late).abs().max() > 1e-3
 
 
 def test_prefix_beyond_plen_is_not_read() -> None:
@@ -90,8 +149,21 @@ def test_prefix_beyond_plen_is_not_read() -> None:
     state = state_of(arrays)
     arrays["plen"][:] = 6
     before = suffix_of(arrays, state)
-    changed = [torch.cat((side[:, :, :6], side[:, :, 6:] + 9), dim=2) for side in state]
+    changed = [side.clone() for side in state]
+    for side in changed[:-2]:
+        side[:, :, 6:] += 9  # keys and values of the decoder [B,K,P,d]
+    for side in changed[-2:]:
+        side[:, 6:] += 9  # and those of the evidence [B,P,...]
     assert torch.equal(before, suffix_of(arrays, changed))
+
+
+def test_summary_tokens_are_no_evidence() -> None:
+    """The rows of the evidence before the first event are zero: they count for nothing."""
+    arrays = random_inputs(MODEL, (2, 5, 1, 1), np.random.default_rng(2))
+    keys, values = state_of(arrays)[-2:]
+    assert keys.shape[1] == values.shape[1] == 1 + MODEL.modalities + 5
+    assert not keys[:, :4].any()
+    assert not values[:, :4].any()
 
 
 def test_text_of_padding_only_is_finite() -> None:
@@ -102,10 +174,15 @@ def test_text_of_padding_only_is_finite() -> None:
     torch.testing.assert_close(vectors[1], MODEL.event(torch.tensor([[4, 5]]))[0])
 
 
+def member_of(kinds: list[int]) -> torch.Tensor:
+    """Which events of one history are of which modality [1,T,M]."""
+    return torch.eye(MODEL.modalities)[kinds].unsqueeze(0)
+
+
 def test_absent_modality_uses_its_own_token() -> None:
     """A modality without events is told apart from one whose events are all zero."""
     vectors, features = torch.zeros(1, 1, 8), torch.zeros(1, 1, 6)
-    tokens = MODEL.prefix_tokens(vectors, features, torch.tensor([[0]]))
+    tokens = MODEL.prefix_tokens(vectors, features, member_of([0]))
     torch.testing.assert_close(tokens[0, 2:4], MODEL.absent[1:])
     assert not torch.allclose(tokens[0, 1], MODEL.absent[0])
 
@@ -114,16 +191,34 @@ def test_modality_token_is_the_mean_of_its_events() -> None:
     """Two events of one modality give the modality token's mean; the order does not matter."""
     vectors = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
     features = torch.zeros(1, 3, 6)
-    one = MODEL.prefix_tokens(vectors, features, torch.tensor([[0, 0, 1]]))
-    two = MODEL.prefix_tokens(vectors[:, [1, 0, 2]], features, torch.tensor([[0, 0, 1]]))
+    one = MODEL.prefix_tokens(vectors, features, member_of([0, 0, 1]))
+    two = MODEL.prefix_tokens(vectors[:, [1, 0, 2]], features, member_of([0, 0, 1]))
     torch.testing.assert_close(one[:, :4], two[:, :4])
 
 
 def test_answer_is_pooled_at_its_own_last_token() -> None:
     """Padding behind an answer does not move it."""
-    short = MODEL.answer(torch.tensor([[5, 52]]), torch.tensor([2]))
-    padded = MODEL.answer(torch.tensor([[5, 52, 50], [6, 7, 52]]), torch.tensor([2, 3]))
+    vector = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    short = MODEL.answer(torch.tensor([[5, 52]]), torch.tensor([2]), vector[:1])
+    ids = torch.tensor([[5, 52, 50], [6, 7, 52]])
+    padded = MODEL.answer(ids, torch.tensor([2, 3]), vector)
     torch.testing.assert_close(short[0], padded[0])
+
+
+def test_an_answer_is_told_by_its_text_vector_too() -> None:
+    """The same tokens with another text vector give another answer."""
+    ids, length = torch.tensor([[5, 52], [5, 52]]), torch.tensor([2, 2])
+    answers = MODEL.answer(ids, length, torch.eye(8)[:2])
+    assert (answers[0] - answers[1]).abs().max() > 1e-3
+
+
+def test_dropout_is_for_training_alone() -> None:
+    """While training, two passes differ; in evaluation mode a vector is always the same."""
+    arrays = random_inputs(MODEL, (2, 4, 2, 3), np.random.default_rng(0))
+    model = make_model()
+    assert torch.equal(served(arrays, model), served(arrays, model))
+    model.train()
+    assert not torch.equal(served(arrays, model), served(arrays, model))
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:

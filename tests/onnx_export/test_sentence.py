@@ -11,50 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from feast_anchor.onnx_export.errors import PretrainedError
 from feast_anchor.onnx_export.sentence import SentenceEncoder, read_sentence_encoder
+from tiny import BERT_WORDS
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "tomato", "##es", "fresh", "milk", "wine", "##s", "a"]
 TEXTS = ["tomatoes", "fresh fresh milk", "wine", "a milk a wine a tomatoes", ""]
-
-
-def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
-    ids = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.enable_truncation(4)
-    tokenizer.enable_padding(length=4)
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A random BERT of `transformers` and the folder it was saved in; do not write there."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-        max_position_embeddings=20,
-        initializer_range=0.3,
-    )
-    model = transformers.BertModel(config).eval()
-    for name, value in model.named_parameters():
-        if "LayerNorm" in name or "bias" in name:  # they start at 0 and 1: a mix-up would hide
-            value.data += 0.2 * torch.randn_like(value)
-    model.save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder, model
 
 
 @pytest.fixture
@@ -159,7 +123,7 @@ def test_the_exported_graph_gives_the_same_vectors(
     session = exported(encoder, tmp_path / "sentence.onnx")
     generator = np.random.default_rng(0)
     for texts, width in [(1, 1), (1, 7), (5, 20), (3, 2)]:
-        ids = generator.integers(1, len(WORDS), (texts, width))
+        ids = generator.integers(1, len(BERT_WORDS), (texts, width))
         ids[np.arange(width) >= generator.integers(1, width + 1, (texts, 1))] = 0
         with torch.no_grad():
             vectors = encoder(torch.from_numpy(ids)).numpy()

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .manifest import (
     PROMPTS_FILE,
     TEXT_TOKENIZER_FILE,
     TOKENIZER_FILE,
+    WEIGHTS_FILE,
     Manifest,
     ModalitySpec,
 )
@@ -97,7 +98,9 @@ def export_bundle(
         tokenizer.save(str(folder / TOKENIZER_FILE))
         (text_tokenizer or tokenizer).save(str(folder / TEXT_TOKENIZER_FILE))
         save_file(prompts or {}, folder / PROMPTS_FILE)
-        (folder / PROMPTS_FILE).chmod(0o644)  # safetensors makes it private
+        save_file(_weights(model), folder / WEIGHTS_FILE)
+        for name in (PROMPTS_FILE, WEIGHTS_FILE):
+            (folder / name).chmod(0o644)  # safetensors makes them private
         draft = seal(folder, _draft(model, info))
         parity = check_parity(model, Bundle.open(folder))
         return seal(folder, draft.model_copy(update={"parity": parity}))
@@ -338,6 +341,15 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def _weights(model: Anchor) -> dict[str, np.ndarray[Any, Any]]:
+    """What prompts are tuned with; texts reach it as vectors, so their encoder stays out."""
+    return {
+        name: tensor.detach().cpu().contiguous().numpy()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("texts.")
+    }
+
+
 def _draft(model: Anchor, info: BundleInfo) -> Manifest:
     return Manifest(
         name=info.name,
@@ -353,6 +365,7 @@ def _draft(model: Anchor, info: BundleInfo) -> Manifest:
         special_ids=model.special,
         opset=OPSET,
         state=state_tensors(model.config),
+        architecture=asdict(model.config),
         training=info.training,
     )
 

@@ -123,6 +123,88 @@ def train(
 
 
 @app.command()
+def tune(
+    scenario: Annotated[
+        str, typer.Argument(help="The scenario's name; the prompt is stored under it.")
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            dir_okay=False,
+            help="Parquet file: the entity's join key, event_timestamp (the instant at which the "
+            "label was asked, with a time zone) and a boolean column.",
+        ),
+    ],
+    bundle: Annotated[Path, typer.Option(help="Bundle folder; the prompt is added to it.")],
+    query: Annotated[
+        str | None, typer.Option(help="The scenario's question, or give --view.")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option(help="An applied view that has the scenario with its question.")
+    ] = None,
+    repo: RepoOption = Path("."),
+    modalities: Annotated[
+        str, typer.Option(help="Where the list of Modality stands, as module:NAME.")
+    ] = "events:MODALITIES",
+    label_column: Annotated[
+        str | None, typer.Option(help="The label's column; the scenario's name by default.")
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Text file of entity keys, one a line, that must not be tuned on.",
+        ),
+    ] = None,
+    most_rows: Annotated[
+        int, typer.Option(min=1, help="Label rows to use at most; their states are in memory.")
+    ] = 2000,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Tune a prompt anew that the bundle has already.")
+    ] = False,
+) -> None:
+    """Fit one scenario to your labels: a soft prompt of a few tokens, in minutes on a CPU.
+
+    Nothing else of the bundle changes: no weight, no digest, no other scenario's vectors, and no
+    user's prefix. The tuned scenario's vectors are of a new embedding space, so they are served
+    when the scenario names the prompt and the view has a new name:
+
+        feast-anchor tune tea --labels labels.parquet --bundle models/shopper --query "Buys tea?"
+        Scenario("tea", "Buys tea?", prompt="tea")
+
+    Only events strictly before a label's event_timestamp are read. A quarter of the users choose
+    the step that is kept; how well they are told apart before and after is printed and kept in the
+    manifest. Needs the `train` extra.
+    """
+    with _readable_errors():
+        from .tune import prompt_settings, tune_from_repo
+
+        def report(text: str, done: float) -> None:
+            _console.print(f"{done:4.0%} {text}", highlight=False)
+
+        found = tune_from_repo(
+            repo.absolute(),
+            scenario,
+            labels=labels.absolute(),
+            bundle=bundle.absolute(),
+            query=query,
+            view=view,
+            modalities=modalities,
+            column=label_column,
+            held_out=held_out.read_text("utf-8").splitlines() if held_out else [],
+            config=prompt_settings(steps, seed),
+            most_rows=most_rows,
+            replace=replace,
+            on_progress=report,
+        )
+        for line in found.sentences(scenario, str(bundle)):
+            _console.print(line, highlight=False, markup=False)
+
+
+@app.command()
 def evaluate(
     config: Annotated[Path, typer.Argument(help="The evaluation file (TOML).", dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for summary.json, plots and bundles.")] = Path(
