@@ -26,6 +26,7 @@ from feast_anchor.onnx_export.text_encoder import OwnTextEncoder
 from feast_anchor.onnx_export.training import train_bundle
 from feast_anchor.onnx_export.validation import split
 from feast_anchor.onnx_export.vocabulary import train_tokenizer
+from feast_anchor.onnx_export.weights import read_model
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import build_histories
 from feast_anchor.transforms.scoring import Question, Scorer
@@ -124,6 +125,7 @@ def test_a_backbone_is_trained_exported_and_served(
     assert ({"suffix.onnx.data", "answer.onnx.data"} <= beside) == outside
     bundle = Bundle.open(tmp_path / "bundle")
     assert decoder_weights(bundle.folder / "answer.onnx") == read_backbone(folder).config.layers * 5
+    assert read_model(bundle).config.decoder() == read_backbone(folder).config
     vectors = served(bundle)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
