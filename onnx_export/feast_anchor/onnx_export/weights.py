@@ -41,7 +41,9 @@ def read_model(bundle: Bundle) -> Anchor:
         )
     try:
         config = TypeAdapter(ModelConfig).validate_python(manifest.architecture)
-        model = Anchor(config, manifest.special_ids, len(manifest.modalities), _NoTexts())
+        model = Anchor(
+            config, manifest.special_ids, len(manifest.modalities), _NoTexts(config.text)
+        )
         model.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
     except (ValidationError, ValueError, SafetensorError, RuntimeError) as error:
         raise BundleError(
@@ -57,6 +59,10 @@ class _NoTexts(nn.Module):
     """Stands where the text encoder was."""
 
     pad, vocabulary = 0, 0
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
 
     def raw(self, ids: Tensor) -> Tensor:
         """Refuse."""
