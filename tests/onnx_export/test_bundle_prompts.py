@@ -66,20 +66,21 @@ def test_only_prompts_and_manifest_change(copied: Path) -> None:
 
 def test_only_the_tuned_scenario_moves_to_a_new_space(copied: Path) -> None:
     """The digest and every other fingerprint stay; replacing a prompt moves its scenario again."""
-    old = Bundle.open(copied)
-    add_prompt(copied, "tea", PROMPT, {})
-    one = Bundle.open(copied)
-    add_prompt(copied, "churn", -PROMPT, {})
-    two = Bundle.open(copied)
-    add_prompt(copied, "tea", 2 * PROMPT, {}, replace=True)
-    three = Bundle.open(copied)
-    assert old.manifest.digest == three.manifest.digest
-    for query in ("tea?", None):
-        assert old.fingerprint(query) == three.fingerprint(query)
-    assert one.fingerprint("tea?", "tea") == two.fingerprint("tea?", "tea")
-    assert two.fingerprint("tea?", "churn") == three.fingerprint("tea?", "churn")
-    spaces = {old.fingerprint("tea?"), one.fingerprint("tea?", "tea")}
-    assert len(spaces | {three.fingerprint("tea?", "tea")}) == 3
+    digest, spaces = Bundle.open(copied).manifest.digest, [all_spaces(copied)]
+    for name, prompt in (("tea", PROMPT), ("churn", -PROMPT), ("tea", 2 * PROMPT)):
+        add_prompt(copied, name, prompt, {}, replace=name in spaces[-1])
+        spaces.append(all_spaces(copied))
+    assert Bundle.open(copied).manifest.digest == digest
+    assert len({known[None] for known in spaces}) == 1
+    assert spaces[1]["tea"] == spaces[2]["tea"] != spaces[3]["tea"]
+    assert spaces[2]["churn"] == spaces[3]["churn"]
+    assert len(set(spaces[3].values())) == 3
+
+
+def all_spaces(folder: Path) -> dict[str | None, str]:
+    """Fingerprint of one question by the name of its prompt, None for none."""
+    bundle = Bundle.open(folder)
+    return {name: bundle.fingerprint("tea?", name) for name in (None, *bundle.prompts)}
 
 
 def test_vectors_of_other_scenarios_keep_every_bit(copied: Path) -> None:
