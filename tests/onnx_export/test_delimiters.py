@@ -53,6 +53,6 @@ def test_marked_histories_give_the_same_in_two_parts_and_at_once() -> None:
         arrays = random_inputs(marked, shape, np.random.default_rng(0))
         t = {name: torch.from_numpy(array) for name, array in arrays.items()}
         state = marked.prefix(t["vectors"], t["features"], t["modality"], t["days"])
-        asked = (t[name] for name in ("ids", "qlen", "plen", "context", "query", "prompt"))
-        vectors = marked.suffix(*asked, state)
+        asked = {name: t[name] for name in ("ids", "qlen", "plen", "context", "query", "prompt")}
+        vectors = marked.suffix(**asked, state=state)
         assert (vectors - reference(marked, arrays)).abs().max() < 1e-5

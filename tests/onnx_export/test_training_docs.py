@@ -1,4 +1,4 @@
-"""docs/training.md names every setting with its default; its examples are read as they stand."""
+"""docs/training.md names every setting with its default, and its examples can be read."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ reads the weights back needs no other file.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .decoder import DecoderConfig, RopeScaling
 from .errors import SpecError
@@ -71,7 +71,7 @@ class ModelConfig:
         Raises `SpecError` when hidden is not a multiple of heads and no head_dim is given.
         """
         named = SIZES[self.size or "nano"]
-        sizes = {name: getattr(self, name) or value for name, value in named.items()}
+        sizes: dict[str, Any] = {name: getattr(self, name) or named[name] for name in named}
         hidden, heads = sizes["hidden"], sizes["heads"]
         if not self.head_dim and hidden % (2 * heads):
             raise SpecError(
@@ -85,7 +85,7 @@ class ModelConfig:
 
         `tied` tells whether its table of token vectors also scores the next token.
         """
-        given = {name: getattr(decoder, name) for name in _DECODER}
+        given: dict[str, Any] = {name: getattr(decoder, name) for name in _DECODER}
         return replace(self, size=None, tied=tied, **given)
 
     def of_decoder(self) -> list[str]:
