@@ -82,7 +82,7 @@ def train_bundle_from_repo(
             f"training needs {error.name!r}, which comes with the train extra: "
             "pip install 'feast-anchor[train]'"
         ) from error
-    chosen = _chosen(config, {"steps": steps, "seed": seed}, report)
+    chosen = training_config(config, {"steps": steps, "seed": seed}, report)
     return train_bundle(
         read_events(sources),
         [modality.declaration().as_spec() for modality in declared],
@@ -95,7 +95,9 @@ def train_bundle_from_repo(
     )
 
 
-def _chosen(path: Path | None, options: dict[str, int | None], report: Progress) -> TrainConfig:
+def training_config(
+    path: Path | None, options: dict[str, int | None], report: Progress
+) -> TrainConfig:
     """The file's settings, or the defaults, with the options that were given in their place."""
     from feast_anchor.onnx_export.settings import TrainConfig, read_config
 
