@@ -14,7 +14,7 @@ REPO := feature_repo
 OUT ?= build/demo
 DATA_OPTION = $(if $(DATA),--data '$(DATA)')
 
-.PHONY: help demo data test lint format wheel-check clean
+.PHONY: help demo data evaluate evaluate-full test lint format wheel-check clean
 
 help:
 	@echo 'feast-anchor: user embeddings as Feast feature views'
@@ -24,6 +24,9 @@ help:
 	@echo '                         materialize, read; the result goes to build/demo'
 	@echo '  make demo DATA=DIR     the same on the raw Complete Journey Parquet files'
 	@echo '  make data [DATA=DIR]   only prepare the event tables of feature_repo/'
+	@echo '  make evaluate [DATA=DIR]       is asking the question worth it? trains, compares with'
+	@echo '                         strong baselines; the result goes to build/evaluate'
+	@echo '  make evaluate-full [DATA=DIR]  the same for all seeds, user splits and ablations: hours'
 	@echo
 	@echo 'Work on it:'
 	@echo '  make test              all tests, against real PostgreSQL and Valkey servers'
@@ -41,6 +44,14 @@ demo: $(STAMP)
 
 data: $(STAMP)
 	$(BIN)/feast-anchor demo --repo $(REPO) --prepare-only $(DATA_OPTION)
+
+evaluate: $(STAMP)
+	$(BIN)/feast-anchor demo --repo $(REPO) --tables-only $(DATA_OPTION)
+	$(BIN)/feast-anchor evaluate $(REPO)/evaluate.toml --out build/evaluate $(ARGS)
+
+evaluate-full: $(STAMP)
+	$(BIN)/feast-anchor demo --repo $(REPO) --tables-only $(DATA_OPTION)
+	$(BIN)/feast-anchor evaluate $(REPO)/evaluate.toml --out build/evaluate-full --full $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)

@@ -34,6 +34,7 @@ purchases = event_view(
     "purchases",
     Field(name="product_type", dtype=String),
     Field(name="department", dtype=String),
+    Field(name="brand", dtype=String),
     Field(name="sales_value", dtype=Float64),
 )
 redemptions = event_view(
@@ -53,10 +54,14 @@ demographics = event_view(
     Field(name="kids_count", dtype=String),
 )
 
-MODALITIES = [
-    Modality(purchases, text="{product_type} in {department}", amount="sales_value"),
+BEHAVIOUR = [  # what households did, without who they are: `kids` and `income` stay questions
+    Modality(purchases, text="{product_type} in {department}, {brand}", amount="sales_value"),
     Modality(redemptions, text="redeemed a {campaign_type} coupon for {department}", max_events=32),
     Modality(mailings, text="was mailed campaign {campaign_type}", max_events=32),
+]
+
+MODALITIES = [
+    *BEHAVIOUR,
     Modality(
         demographics,
         text="age {age}, income {income}, {household_size} people, {household_comp}, "

@@ -109,14 +109,14 @@ def export_random(
     """Export a bundle with random weights for some modalities."""
     import torch
 
-    from feast_anchor.onnx_export.batches import special_ids, train_tokenizer
     from feast_anchor.onnx_export.export import BundleInfo, export_bundle
     from feast_anchor.onnx_export.model import Anchor, ModelConfig
+    from feast_anchor.onnx_export.vocabulary import special_ids, train_tokenizer
 
     words = ["green tea oat milk bread apples soap", "in drinks food home age young old"]
     tokenizer = train_tokenizer([*words, *QUERIES.values()] * 4, 400)
     torch.manual_seed(seed)
-    config = ModelConfig(text=16, hidden=32, ff=48, embedding=embedding)
+    config = ModelConfig(text=16, hidden=32, ff=48, readout=32, embedding=embedding)
     model = Anchor(config, special_ids(tokenizer), len(specs))
     info = BundleInfo("random", entity, tuple(specs), 12, 48, {})
     export_bundle(model, tokenizer, info, folder)

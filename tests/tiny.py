@@ -63,7 +63,7 @@ def tiny_config() -> TrainConfig:
     from feast_anchor.onnx_export.model import ModelConfig
     from feast_anchor.onnx_export.settings import TrainConfig
 
-    sizes = ModelConfig(text=16, hidden=32, ff=48, head_hidden=32, embedding=16)
+    sizes = ModelConfig(text=16, hidden=32, ff=48, readout=32, head_hidden=32, embedding=16)
     return TrainConfig(
         model=sizes,
         steps=4,

@@ -12,12 +12,15 @@ from guards.sources import Module, imported_names, modules, within
 # The modules of onnx_export that train and export. All others run where torch is not installed.
 TRAINING_SIDE = frozenset(
     {
-        *("model", "batches", "corpus", "losses", "objective", "negatives"),
+        *("model", "decoder", "evidence", "text_encoder", "pretrained", "backbones", "sentence"),
+        *("lora", "vocabulary", "batches", "corpus", "losses", "objective", "negatives"),
         *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
-        *("export", "evaluation", "prompts"),
+        *("export", "evaluation", "prompts", "baselines", "trees", "sasrec", "past"),
     }
 )
-TRAINING_LIBRARIES = frozenset({"torch", "onnx", "onnxscript", "sklearn", "matplotlib"})
+TRAINING_LIBRARIES = frozenset(
+    {"torch", "onnx", "onnxscript", "sklearn", "matplotlib", "scipy", "lightgbm"}
+)
 
 # Dependencies point down: plugin -> transforms -> onnx_export.
 FORBIDDEN = {
@@ -73,11 +76,16 @@ def test_dependencies_point_down(root: str) -> None:
 
 
 def test_training_libraries_stay_on_the_training_side() -> None:
-    """torch, onnx, onnxscript and sklearn are imported in the training modules alone."""
+    """What comes with the train extra alone is imported in the training modules alone."""
     others = [module for module in modules() if not is_training_side(module)]
 
     assert others
     assert offences(others, TRAINING_LIBRARIES) == {}
+
+
+def test_transformers_is_a_reference_for_tests_only() -> None:
+    """Pretrained weights are read by our own code: nobody has to install transformers."""
+    assert offences(modules(), frozenset({"transformers"})) == {}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def make(folder: Path, kind: str, **saving: Any) -> Any:
 
     family, settings = KINDS[kind]
     torch.manual_seed(7)
-    config = transformers.AutoConfig.for_model(family, **(SIZES | settings))
+    config: Any = transformers.AutoConfig.for_model(family, **(SIZES | settings))
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for name, value in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # they start at 0 and 1: a mix-up would hide

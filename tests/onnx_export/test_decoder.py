@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_stretching_slows_only_the_slow_rotations() -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"head_dim": 5}, {"kv_heads": 3}])
-def test_heads_that_do_not_divide_are_refused(sizes: dict[str, int]) -> None:
+def test_heads_that_do_not_divide_are_refused(sizes: dict[str, Any]) -> None:
     """An odd head or a broken group of heads is named in the error."""
     with pytest.raises(SpecError, match=f"{next(iter(sizes))}={next(iter(sizes.values()))}"):
         replace(PLAIN, **sizes)

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 
-from feast_anchor.onnx_export.batches import train_tokenizer
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.text import answer_ids, render, template_columns, tokenize
+from feast_anchor.onnx_export.vocabulary import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -250,6 +250,7 @@ def test_no_time_between_event_and_cut_is_a_source_error(tmp_path: Path) -> None
         )
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_bundle(tmp_path: Path, bundle_folder: Path) -> None:
     """Killed after a checkpoint and started again: the digest is that of the run nobody killed,
     and of the checkpoint nothing is left.

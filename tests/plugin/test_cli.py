@@ -9,8 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from feast_anchor.plugin.cli import app
 from feast_anchor.plugin.demo import SCENARIO_LABELS
@@ -33,7 +32,7 @@ def test_help_names_every_command_and_the_order_to_use_them() -> None:
     """`feast-anchor` alone teaches: commands with a sentence each, and where to begin."""
     result = CliRunner().invoke(app, ["--help"], env=WIDE)
     assert result.exit_code == 0
-    for command in ("demo", "train", "bundle", "runs", "dead-letters"):
+    for command in ("demo", "train", "evaluate", "bundle", "runs", "dead-letters"):
         assert re.search(rf"{command} +\S+", result.output)
     assert "feast materialize" in result.output
 
@@ -44,6 +43,20 @@ def test_bundle_verifies_and_describes(shop_bundle: Path) -> None:
     assert result.exit_code == 0
     assert "verified" in result.output
     assert "{item} in {aisle}" in result.output
+
+
+def test_evaluate_shows_a_file_and_refuses_another_part(tmp_path: Path) -> None:
+    """The help holds an evaluation file to start from; a misspelt part names the two there are."""
+    shown = CliRunner().invoke(app, ["evaluate", "--help"], env=WIDE)
+    assert 'query = "Will this household buy fresh produce' in shown.output
+    assert "[scenarios.produce]" in shown.output
+    assert "[full]" in shown.output
+    file = str(tmp_path / "evaluate.toml")
+    wrong = CliRunner().invoke(app, ["evaluate", file, "--part", "train"], env=WIDE)
+    assert wrong.exit_code == 1
+    assert "expected 'test' or 'validation'" in wrong.stderr
+    missing = CliRunner().invoke(app, ["evaluate", file], env=WIDE)
+    assert "no evaluation file" in missing.stderr
 
 
 def test_a_known_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from .vocabulary import Words
 Array = np.ndarray[Any, Any]
 
 YES_NO = ("yes", "no")
-_EVEN = 0.7  # 1 draws every family of questions equally often, 0 every question
+_EVEN = float(__import__('os').environ.get('EVEN','1.0'))  # 1 draws every family of questions equally often, 0 every question
 _POOL = 16  # batches drawn together and sorted by length, so that little is padded
 
 
@@ -104,14 +104,15 @@ class Batches:
         first: int = 0,
         among: Ints | None = None,
     ) -> Iterator[Batch]:
-        """Batches without end: `size` histories, each asked the same `questions` questions.
+        """Batches without end: `size` histories, each asked the same questions.
 
-        Each batch is a pure function of its number and the other arguments, so that an
+        Columns come in pairs: the same question, put in two ways where it has them, so that a
+        loss can ask that both get the same vector (`objective`). Each batch is a pure function of its number and the other arguments, so that an
         interrupted training can go on where it stopped.
 
         Args:
             size: histories per batch.
-            questions: questions per history, fewer where the corpus has fewer.
+            questions: columns, two per question; fewer where the corpus has fewer questions.
             noise: share of query tokens replaced by random ones, so that words a model never
                 saw do not move its answers.
             seed: fixes every choice.
@@ -123,9 +124,9 @@ class Batches:
         for number in itertools.count(first):
             drawn = self._draw_rows(rows, size, number, seed)
             generator = np.random.default_rng((seed, 1, number))
-            count = min(questions, len(self.chance))
+            count = min(max(1, questions // 2), len(self.chance))
             columns = generator.choice(len(self.chance), count, replace=False, p=self.chance)
-            yield self._batch(drawn, columns, noise, silent, generator)
+            yield self._batch(drawn, np.repeat(columns, 2), noise, silent, generator)
 
     def _draw_rows(self, rows: Ints, size: int, number: int, seed: int) -> Ints:
         """The histories of one batch: its part of a pool sorted by length."""

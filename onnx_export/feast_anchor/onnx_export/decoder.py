@@ -170,9 +170,12 @@ class Decoder(nn.Module):
         return hidden
 
     def empty_state(self) -> tuple[Tensor, ...]:
-        """The state of no prefix at all, for one history: each [1,K,0,d]."""
+        """The state of no prefix, for one history and plen = 0: each [1,K,1,d].
+
+        One slot that nobody sees: ONNX Runtime cannot reshape a prefix of no rows.
+        """
         c = self.config
-        return (self.frequencies.new_zeros(1, c.kv_heads, 0, c.head_dim),) * (2 * c.layers)
+        return (self.frequencies.new_zeros(1, c.kv_heads, 1, c.head_dim),) * (2 * c.layers)
 
     def full(self, x: Tensor) -> Tensor:
         """One causal forward without padding: x[B,N,D] -> [B,N,D] after the final norm."""

@@ -178,6 +178,7 @@ def reference(model: Anchor, arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
 
 
 _PREFIX_INPUTS = ("vectors", "features", "modality", "days")
+_ANSWER_INPUTS = ("ids", "length", "vector")
 _SUFFIX_INPUTS = ("ids", "qlen", "plen", "context", "query", "prompt")
 
 
@@ -189,7 +190,7 @@ def _compare(
     generator: np.random.Generator,
 ) -> dict[str, float]:
     arrays = random_inputs(model, shape, generator)
-    texts = generator.integers(0, model.special.pad + 1, (shape[1], shape[3]))
+    texts = generator.integers(0, model.texts.vocabulary, (shape[1], shape[3]))
     state_names = state_tensors(model.config)
     event = sessions["event"].run(None, {"ids": texts})[0]
     state = sessions["prefix"].run(None, {name: arrays[name] for name in _PREFIX_INPUTS})
@@ -199,20 +200,21 @@ def _compare(
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
     torch_state = model.prefix(*(t[name] for name in _PREFIX_INPUTS))
     torch_vectors = model.suffix(*(t[name] for name in _SUFFIX_INPUTS), torch_state)
-    ids, length = _random_answers(model, (shape[0], shape[3]), generator)
-    answers = sessions["answer"].run(None, {"ids": ids, "length": length})[0]
+    spoken = _random_answers(model, (shape[0], shape[3]), generator)
+    spoken_feed = dict(zip(_ANSWER_INPUTS, spoken, strict=True))
+    answers = sessions["answer"].run(None, spoken_feed)[0]
     return {
         "event": _gap(event, model.event(torch.from_numpy(texts))),
         "prefix": max(_gap(a, b) for a, b in zip(state, torch_state, strict=True)),
         "suffix": _gap(vectors, torch_vectors),
         "full": _gap(vectors, reference(model, arrays)),
-        "answer": _gap(answers, model.answer(torch.from_numpy(ids), torch.from_numpy(length))),
+        "answer": _gap(answers, model.answer(*map(torch.from_numpy, spoken))),
     }
 
 
 def _random_answers(
     model: Anchor, shape: tuple[int, int], generator: np.random.Generator
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+) -> tuple[np.ndarray[Any, Any], ...]:
     """Inputs of the answer graph for (A, L): padded at random lengths, each ending in `<eos>`."""
     answers, width = shape
     special = model.special
@@ -220,7 +222,8 @@ def _random_answers(
     ids = generator.integers(0, special.pad, shape)
     ids[np.arange(width) >= length[:, None]] = special.pad
     np.put_along_axis(ids, length[:, None] - 1, special.eos, axis=1)
-    return ids, length
+    vectors = generator.standard_normal((answers, model.config.text)).astype(np.float32)
+    return ids, length, vectors
 
 
 def _gap(ours: np.ndarray[Any, Any], theirs: Tensor) -> float:
@@ -244,7 +247,7 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
         state = [x.contiguous() for x in model.prefix(*(t[name] for name in _PREFIX_INPUTS))]
     cache = [_free(0, 2)] * (2 * model.config.layers)  # P is their third axis
     evidence = [_free(0, 1)] * (len(state) - len(cache))
-    texts = torch.arange(14).reshape(2, 7) % model.special.pad
+    texts = torch.arange(14).reshape(2, 7) % model.texts.vocabulary
     _write(
         _Entry(model, model.event),
         (texts,),
@@ -280,7 +283,7 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
         tuple(torch.from_numpy(array) for array in answers),
         [_free(0, 1), _free(0), _free(0)],
         folder / "answer.onnx",
-        ["ids", "length", "vector"],
+        _ANSWER_INPUTS,
         ["embedding"],
     )
 

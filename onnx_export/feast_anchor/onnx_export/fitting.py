@@ -98,6 +98,7 @@ def fit(
         config.questions,
         config.noise,
         config.seed,
+        silent=config.silent,
         first=run.trace.step * config.accumulate,
         among=parts[0],
     )
@@ -186,11 +187,14 @@ class _Run:
         write = self.config.ntp_questions if step % self.config.ntp_every == 0 else 0
         self.optimiser.zero_grad(set_to_none=True)
         total = 0.0
+        torch.manual_seed(1_000_003 * self.config.seed + step)  # dropout and noise of this step
+        self.model.train()
         for batch in map(self._moved, batches):
             with torch.autocast(
                 self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
             ):
-                loss = batch_loss(self.model, batch, write) / len(batches)
+                loss = batch_loss(self.model, batch, write, self.config.query_noise)
+                loss = loss / len(batches)
             loss.backward()
             total += float(loss.detach())
             self.trace.pairs += int((batch.target >= 0).sum())
@@ -202,6 +206,7 @@ class _Run:
 
     def _look(self) -> None:
         trace = self.trace
+        self.model.eval()
         scores = {"step": float(trace.step), **asdict(evaluate(self.model, self.validation))}
         trace.looks.append(scores)
         kept = trace.kept

@@ -79,7 +79,9 @@ def add_lora(
     decoder.requires_grad_(False)
     for layer in decoder.layers:
         for name in targets:
-            setattr(layer, name, LoraLinear(layer.get_submodule(name), rank, alpha))
+            base = layer.get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            setattr(layer, name, LoraLinear(base, rank, alpha))
     return lora_parameters(decoder)
 
 

@@ -100,7 +100,7 @@ class Anchor(nn.Module):
         text, hidden = config.text, config.hidden
         self.texts = texts or OwnTextEncoder(special.first_prompt, text, special.pad)
         self.words = nn.Embedding(special.first_prompt, hidden)
-        nn.init.normal_(self.words.weight, std=0.5)
+        nn.init.normal_(self.words.weight, std=hidden**-0.5)  # they are the output layer too
         self.event_in = _adapter(text, hidden)
         self.event_numbers = nn.Linear(len(EVENT_FEATURES), hidden, bias=False)
         self.modal_in = _adapter(text, hidden)
@@ -187,7 +187,10 @@ class Anchor(nn.Module):
     def suffix_tokens(
         self, ids: Tensor, context: Tensor, query: Tensor, found: Tensor | None, prompt: Tensor
     ) -> Tensor:
-        """Decoder inputs [B,Q,L,D] of ids int64 [B,Q,L], context[B,Q,C], query[B,Q,E], prompt[R,D]."""
+        """Decoder inputs [B,Q,L,D].
+
+        ids int64 [B,Q,L], context[B,Q,C], query[B,Q,E], found[B,Q,X] or None, prompt[R,D].
+        """
         first = self.special.first_prompt
         words = self.words(ids.clamp(max=first - 1))  # [B,Q,L,D]
         soft = prompt[(ids - first).clamp(min=0)]  # [B,Q,L,D]
@@ -224,7 +227,7 @@ class Anchor(nn.Module):
     ) -> Tensor:
         """One history, one question, nothing padded, one causal forward: [embedding].
 
-        vectors[T,E], features[T,F], modality[T], days[T], ids[L], context[C], query[E], prompt[R,D].
+        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E], prompt[R,D].
         """
         kinds = torch.arange(self.modalities)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [T,M]

@@ -55,7 +55,9 @@ def gather(rows: Tensor) -> Tensor:
         torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())
     ]
     dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
-    gathered: Tensor = _Gather.apply(rows, [int(size) for size in sizes])
+    gathered: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]  # torch's own, untyped
+        rows, [int(size) for size in sizes]
+    )
     return gathered
 
 

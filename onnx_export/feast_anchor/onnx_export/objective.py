@@ -1,8 +1,8 @@
 """From a batch to the number that training lowers: `batch_loss`, a black box to the trainer.
 
-Three terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer to
-a plain "yes" than to a plain "no" where the answer says yes (that is what the zero-shot score reads,
-and what all yes-or-no questions have in common), and now and then the answer is written out.
+Three terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer
+to a plain "yes" than to a plain "no" where the answer says yes (that is what the zero-shot score
+reads, and what all yes-or-no questions have in common), and now and then the answer is written out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from .batches import Batch
 from .losses import contrastive, next_token, yes_or_no
 from .model import Anchor
 
-_PLAIN = 0.3  # weight of the plain yes or no
+_PLAIN = float(__import__('os').environ.get('PLAIN','1.0'))  # weight of the plain yes or no
+_ALIKE = float(__import__('os').environ.get('ALIKE','0.5'))  # weight of the distance between two phrasings
 
 
 def batch_loss(model: Anchor, batch: Batch, write: int, query_noise: float = 0.0) -> Tensor:
@@ -33,9 +34,17 @@ def batch_loss(model: Anchor, batch: Batch, write: int, query_noise: float = 0.0
     users, answers = _vectors(model, batch, query, state)
     loss = contrastive(users, answers[:-2], batch.target, batch.same)
     loss = loss + _PLAIN * yes_or_no(users, answers[-2], answers[-1], batch.says)
+    loss = loss + _ALIKE * _apart(users, batch)
     if write:
         loss = loss + answer_loss(model, batch, query, state, write)
     return loss
+
+
+def _apart(users: Tensor, batch: Batch) -> Tensor:
+    """Mean of 1 - cosine between the two phrasings of each question, where both were asked."""
+    both = ((batch.query[:, 0::2] >= 0) & (batch.query[:, 1::2] >= 0)).to(users.dtype)
+    cosine = (users[:, 0::2] * users[:, 1::2]).sum(-1)  # [B,Q/2]
+    return ((1.0 - cosine) * both).sum() / both.sum().clamp(min=1.0)
 
 
 def embed(model: Anchor, batch: Batch) -> tuple[Tensor, Tensor]:

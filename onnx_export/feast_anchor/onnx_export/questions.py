@@ -20,6 +20,7 @@ from .corpus import DAY, Corpus, Question, rows_before
 from .inputs import Ints
 from .manifest import ModalitySpec
 
+_OTHERS = ("this customer", "this user", "this person")
 _SPANS = {7: "week", 28: "four weeks", 91: "three months"}
 
 
@@ -103,10 +104,20 @@ class Maker:
     def ask(
         self, family: str, phrasings: Sequence[str], answers: Sequence[str], which: Ints
     ) -> None:
-        """Add a question; `which` [S] picks one of `answers`, -1 for none."""
+        """Add a question; `which` [S] picks one of `answers`, -1 for none.
+
+        Every second phrasing is also put with another word for the user, because a team will not
+        always say "household".
+        """
         ids = [self._answers.setdefault(text, len(self._answers)) for text in answers]
         table = np.array([*ids, -1], dtype=np.int64)
-        self._questions.append(Question(tuple(dict.fromkeys(phrasings)), family))
+        theirs = f"this {self.entity}"
+        others = [
+            phrasing.replace(theirs, _OTHERS[number // 2 % len(_OTHERS)])
+            for number, phrasing in enumerate(phrasings)
+            if number % 2 == 0
+        ]
+        self._questions.append(Question(tuple(dict.fromkeys([*phrasings, *others])), family))
         self._columns.append(table[which])
 
     def ask_yes_no(

@@ -33,10 +33,14 @@ class TrainConfig:
     learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
     weight_decay: float = 0.01  # AdamW
     noise: float = 0.1  # share of query tokens replaced by random ones
+    query_noise: float = 0.3  # noise on the questions' text vectors, relative to their own spread
+    silent: float = 0.1  # share of pairs that ask nothing: they train the general embedding
+    text_encoder: str | None = None  # folder of a pretrained sentence encoder; None: our own small
+    timezone: str = "UTC"  # the clock that questions about the time of day mean
     ntp_every: int = 4  # steps between two with the next-token loss
     ntp_questions: int = 6  # questions that take part in it, 0 for none
     snapshots: int = 8  # as-of times per user
-    topics: int = 20  # most topics per modality
+    topics: int = 60  # most topics per modality
     vocab: int = 4096  # most tokens of the tokenizer
     max_text_tokens: int = 40  # tokens read of one event text
     max_query_tokens: int = 32  # longest question a bundle takes
@@ -50,13 +54,20 @@ class TrainConfig:
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected at least {least}")
-        for name in ("noise", "validation_share"):
+        for name in ("noise", "silent", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected 0 or more, below 1")
 
 
 _AT_LEAST_ONE = ("steps", "histories", "questions", "accumulate", "ntp_every", "snapshots")
-_AT_LEAST_NONE = ("learning_rate", "weight_decay", "ntp_questions", "patience", "checkpoint_every")
+_AT_LEAST_NONE = (
+    "learning_rate",
+    "weight_decay",
+    "ntp_questions",
+    "patience",
+    "checkpoint_every",
+    "query_noise",
+)
 _LEAST = (
     dict.fromkeys((*_AT_LEAST_ONE, "topics", "vocab", "evaluate_every"), 1)
     | dict.fromkeys(("max_text_tokens", "max_query_tokens"), 1)
@@ -76,25 +87,33 @@ def read_config(path: Path) -> TrainConfig:
         raise SpecError(f"no training configuration at {path}; correct the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error
-    _refuse_unknown(path, TrainConfig, values, "")
+    return config_from(values, str(path))
+
+
+def config_from(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A `TrainConfig` from a table of settings; `where` is what messages call the table.
+
+    Raises `SpecError` for an unknown key, a value of the wrong type or a number out of range.
+    """
+    _refuse_unknown(where, TrainConfig, values, "")
     try:  # as JSON: there a list may become a tuple, which strict mode refuses of Python objects
         text = json.dumps(values, default=str)
         return TypeAdapter(TrainConfig).validate_json(text, strict=True)
     except ValidationError as error:
-        raise SpecError(f"{path}: {'; '.join(map(_sentence, error.errors()))}") from error
+        raise SpecError(f"{where}: {'; '.join(map(_sentence, error.errors()))}") from error
 
 
-def _refuse_unknown(path: Path, kind: Any, values: Mapping[str, Any], where: str) -> None:
-    """`where` is the prefix of the keys, such as "model."."""
+def _refuse_unknown(where: str, kind: Any, values: Mapping[str, Any], prefix: str) -> None:
+    """`prefix` is that of the keys, such as "model."."""
     types = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {where + near[0]!r}?" if near else f"known keys: {known}"
-            raise SpecError(f"{path} has the unknown key {where + key!r}; {hint}")
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"known keys: {known}"
+            raise SpecError(f"{where} has the unknown key {prefix + key!r}; {hint}")
         if is_dataclass(types[key]) and isinstance(value, dict):
-            _refuse_unknown(path, types[key], value, f"{where}{key}.")
+            _refuse_unknown(where, types[key], value, f"{prefix}{key}.")
 
 
 def _sentence(error: ErrorDetails) -> str:

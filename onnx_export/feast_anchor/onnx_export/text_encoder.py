@@ -20,6 +20,7 @@ class TextEncoder(Protocol):
     """Token ids int64 [N,L], padded on the right -> text vectors [N,E]."""
 
     pad: int
+    vocabulary: int  # ids below it have a vector
 
     def raw(self, ids: Tensor) -> Tensor:
         """What training need not compute again: [N,...]."""
@@ -36,7 +37,7 @@ class OwnTextEncoder(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, pad: int) -> None:
         super().__init__()
-        self.pad = pad
+        self.pad, self.vocabulary = pad, vocabulary
         self.tokens = nn.Embedding(vocabulary, width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
@@ -47,14 +48,14 @@ class OwnTextEncoder(nn.Module):
         return ids
 
     def vectors(self, raw: Tensor) -> Tensor:
-        """ids int64 [N,L] -> [N,E]. A row of padding only is a constant vector."""
+        """Ids int64 [N,L] -> [N,E]. A row of padding only is a constant vector."""
         real = (raw != self.pad).unsqueeze(-1).to(torch.float32)  # [N,L,1]
         mean = (self.tokens(raw) * real).sum(1) / real.sum(1).clamp(min=1.0)  # [N,E]
         vector: Tensor = mean + self.mlp(mean)
         return vector
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids int64 [N,L] -> [N,E]."""
+        """Ids int64 [N,L] -> [N,E]."""
         return self.vectors(ids)
 
 
@@ -66,7 +67,7 @@ class PretrainedTextEncoder(nn.Module):
     def __init__(self, encoder: SentenceEncoder, width: int) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        self.pad = encoder.config.pad
+        self.pad, self.vocabulary = encoder.config.pad, encoder.config.vocabulary
         self.project = nn.Linear(encoder.config.hidden, width, bias=False)
         self.register_buffer("mean", torch.zeros(encoder.config.hidden))
 
@@ -83,7 +84,7 @@ class PretrainedTextEncoder(nn.Module):
 
     @torch.no_grad()
     def raw(self, ids: Tensor) -> Tensor:
-        """ids int64 [N,L] -> vectors of the sentence encoder [N,D]."""
+        """Ids int64 [N,L] -> vectors of the sentence encoder [N,D]."""
         vectors: Tensor = self.encoder(ids)
         return vectors
 
@@ -93,5 +94,5 @@ class PretrainedTextEncoder(nn.Module):
         return vectors
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids int64 [N,L] -> [N,E]."""
+        """Ids int64 [N,L] -> [N,E]."""
         return self.vectors(self.encoder(ids))

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from tokenizers import Tokenizer
 
-from .batches import Batches, special_ids, train_tokenizer
+from .batches import YES_NO, Batches
 from .card import identity, run_card, write_card
 from .corpus import Corpus
 from .errors import SourceError, SpecError
@@ -28,8 +27,11 @@ from .fitting import Progress, Store, fit
 from .manifest import Manifest, ModalitySpec
 from .model import Anchor
 from .questions import build_corpus
+from .sentence import read_sentence_encoder
 from .settings import TrainConfig
+from .text_encoder import OwnTextEncoder, PretrainedTextEncoder
 from .validation import split
+from .vocabulary import Words, special_ids, train_tokenizer
 
 __all__ = ["TrainConfig", "train_bundle"]
 
@@ -74,24 +76,21 @@ def train_bundle(
         held_out=held_out,
         snapshots_per_user=config.snapshots,
         topics=config.topics,
+        timezone=config.timezone,
         seed=config.seed,
     )
     _require_examples(corpus)
-    tokenizer = _tokenizer(corpus, config)
     parts = split(corpus, config.validation_share)
     store = Store(
         _beside(out, ".training.safetensors"), identity(corpus, modalities, entity, cut, config)
     )
     with _deterministic(config.seed):
-        model = _model(config, tokenizer, modalities)
-        batches = Batches(
-            corpus,
-            modalities,
-            tokenizer,
-            model.special,
-            config.max_text_tokens,
-            config.max_query_tokens,
-        )
+        words = _words(corpus, config)
+        model = _model(config, words, modalities)
+        batches = Batches(corpus, modalities, words)
+        if isinstance(words.texts, PretrainedTextEncoder):
+            seen = (batches.texts, batches.query_texts, batches.answer_texts)
+            words.texts.start_from(torch.cat(seen))
         trace = fit(
             model,
             batches,
@@ -109,7 +108,9 @@ def train_bundle(
             max_query_tokens=config.max_query_tokens,
             training=run_card(corpus, parts, config, cut, trace),
         )
-        manifest = export_bundle(model, tokenizer, info, out)
+        manifest = export_bundle(
+            model, words.tokenizer, info, out, text_tokenizer=words.text_tokenizer
+        )
     write_card(_beside(out, ".card"), manifest, config, trace)
     store.path.unlink(missing_ok=True)
     report("done", 1.0)
@@ -120,16 +121,33 @@ def _beside(out: Path, ending: str) -> Path:
     return out.with_name(out.name + ending)
 
 
-def _model(config: TrainConfig, tokenizer: Tokenizer, modalities: Sequence[ModalitySpec]) -> Anchor:
+def _model(config: TrainConfig, words: Words, modalities: Sequence[ModalitySpec]) -> Anchor:
     try:
-        return Anchor(config.model, special_ids(tokenizer), len(modalities))
+        return Anchor(config.model, words.special, len(modalities), words.texts)
     except ValueError as error:
         raise SpecError(f"the model's sizes do not fit each other: {error}") from error
 
 
-def _tokenizer(corpus: Corpus, config: TrainConfig) -> Tokenizer:
+def _words(corpus: Corpus, config: TrainConfig) -> Words:
     asked = [phrasing for question in corpus.questions for phrasing in question.phrasings]
-    return train_tokenizer([*corpus.events.texts, *asked, *corpus.answers], config.vocab)
+    seen = [*corpus.events.texts, *asked, *corpus.answers, *YES_NO]
+    tokenizer = train_tokenizer(seen, config.vocab)
+    special = special_ids(tokenizer)
+    if config.text_encoder is None:
+        own = OwnTextEncoder(special.first_prompt, config.model.text, special.pad)
+        text_tokenizer, texts = tokenizer, own
+    else:
+        encoder, text_tokenizer = read_sentence_encoder(config.text_encoder)
+        texts = PretrainedTextEncoder(encoder, config.model.text)
+    return Words(
+        tokenizer,
+        special,
+        text_tokenizer,
+        texts,
+        config.max_text_tokens,
+        config.max_query_tokens,
+        config.model.query_tokens,
+    )
 
 
 def _require_examples(corpus: Corpus) -> None:

@@ -1,8 +1,8 @@
 """From words to ids: the decoder's own vocabulary, and the two tokenizers a model reads with.
 
-The decoder reads questions and answers with a byte-level BPE vocabulary trained on the data at hand.
-The text encoder reads events, questions and answers with that same vocabulary, or, when it is a
-pretrained one, with its own.
+The decoder reads questions and answers with a byte-level BPE vocabulary trained on the data at
+hand. The text encoder reads events, questions and answers with that same vocabulary, or, when it is
+a pretrained one, with its own.
 """
 
 from __future__ import annotations
@@ -72,12 +72,14 @@ class Words:
     def raw(self, texts: Sequence[str]) -> torch.Tensor:
         """What `TextEncoder.raw` makes of some texts, a few hundred at a time: [N, ...]."""
         ids = tokenize(self.text_tokenizer, texts, self.max_text_tokens, self.texts.pad)
+        lengths = (ids != self.texts.pad).sum(1)
+        order = np.argsort(lengths, kind="stable")  # texts of one length together: less padding
         parts = []
-        for start in range(0, len(ids), _AT_ONCE):
-            some = ids[start : start + _AT_ONCE]
-            width = int((some != self.texts.pad).sum(1).max(initial=1))
-            parts.append(self.texts.raw(torch.from_numpy(some[:, : max(1, width)])))
-        return _stack(parts, self.texts.pad)
+        for start in range(0, len(order), _AT_ONCE):
+            some = order[start : start + _AT_ONCE]
+            width = max(1, int(lengths[some].max()))
+            parts.append(self.texts.raw(torch.from_numpy(ids[some, :width])))
+        return _stack(parts, self.texts.pad)[torch.from_numpy(np.argsort(order))]
 
     def queries(self, texts: Sequence[str]) -> tuple[Ints, Ints]:
         """Ids [N, L] of questions, cut at the limit, and their lengths; none if not read at all."""

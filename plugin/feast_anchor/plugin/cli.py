@@ -66,6 +66,9 @@ def demo(
     prepare_only: Annotated[
         bool, typer.Option("--prepare-only", help="Stop after tables and bundle are made.")
     ] = False,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Stop after the tables are made.")
+    ] = False,
 ) -> None:
     """Run the whole job on demo data: tables, training, apply, materialize, ranker, join, probe.
 
@@ -74,7 +77,8 @@ def demo(
     with _readable_errors():
         from .demo.run import run_demo
 
-        run_demo(repo, data, out, prepare_only=prepare_only)
+        until = "tables" if tables_only else "bundle" if prepare_only else "report"
+        run_demo(repo, data, out, until=until)
 
 
 @app.command()
@@ -98,7 +102,10 @@ def train(
     OUT.training.safetensors, when it is started again with the same settings and data.
     """
     with _readable_errors():
-        from .train import train_bundle_from_repo
+        from .train import train_bundle_from_repo, train_settings
+
+        def report(text: str, done: float) -> None:
+            _console.print(f"{done:4.0%} {text}", highlight=False)
 
         keys = held_out.read_text("utf-8").splitlines() if held_out else []
         manifest = train_bundle_from_repo(
@@ -107,10 +114,8 @@ def train(
             cut=cut.replace(tzinfo=UTC) if cut.tzinfo is None else cut,
             out=out.absolute(),
             held_out=keys,
-            config=config.absolute() if config else None,
-            steps=steps,
-            seed=seed,
-            on_progress=lambda text, done: _console.print(f"{done:4.0%} {text}", highlight=False),
+            config=train_settings(config, steps, seed, report),
+            on_progress=report,
         )
         _console.print(f"Wrote {out}, digest {manifest.digest}; curves in {out}.card")
 
@@ -161,6 +166,52 @@ def corpus(
         _console.print(*statistics_tables(stored.statistics), sep="\n")
         if stored.writer:
             _console.print(stored.writer, highlight=False)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="The evaluation file (TOML).", dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for summary.json, plots and bundles.")] = Path(
+        "build/evaluate"
+    ),
+    part: Annotated[
+        str,
+        typer.Option(
+            help="Whose users are reported: 'test', or 'validation' to choose settings without "
+            "looking at the test users."
+        ),
+    ] = "test",
+    seed: Annotated[int | None, typer.Option(help="Instead of the file's seed.")] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Every seed, split and variant of the file's \\[full]; goes on where it stopped.",
+        ),
+    ] = False,
+) -> None:
+    r"""Train a bundle and measure what asking the question is worth, against strong baselines.
+
+    The file names your modalities, a table of yes/no labels and one question per label:
+
+        repo = "."                                # feature repo, relative to the file
+        modalities = "events:MODALITIES"
+        labels = "data/evaluation_labels.parquet" # join key, event_timestamp, one bool per label
+        cut = 2017-09-01T00:00:00Z                # labels at exactly this as-of are reported
+        horizon_days = 122                        # how far ahead a label looks
+
+        \[scenarios.produce]
+        query = "Will this household buy fresh produce in the next four months?"
+
+    Users are divided by a hash of their key; those that are reported are never trained on. Label
+    rows at earlier as-of times, if there are any, train a baseline. Needs the `train` extra.
+    """
+    with _readable_errors():
+        from .evaluate import evaluate as run_evaluation
+
+        if part not in ("test", "validation"):
+            raise SpecError(f"--part is {part!r}, expected 'test' or 'validation'")
+        run_evaluation(config, out, part=part, seed=seed, full=full, console=_console)
 
 
 @app.command()

@@ -12,22 +12,13 @@ from rich.table import Table
 
 from feast_anchor.onnx_export.corpus_statistics import Statistics, statistics
 from feast_anchor.onnx_export.corpus_store import REPLIES, build_or_read
-from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.scope import Scope, make_scope
 from feast_anchor.transforms.events import check_source
 
-from .train import (
-    MODEL_EXTRA,
-    Progress,
-    load_modalities,
-    read_events,
-    sources_of,
-    training_config,
-)
+from .train import Progress, load_modalities, read_events, sources_of, train_settings
 
 if TYPE_CHECKING:
     from feast_anchor.onnx_export.endpoint import Endpoint
-    from feast_anchor.onnx_export.settings import TrainConfig
     from feast_anchor.onnx_export.writer import Writer
 
 
@@ -61,7 +52,8 @@ def store_corpus_from_repo(
         max_requests: the most requests that are sent to it.
 
     Raises:
-        SpecError: the modalities cannot be found or the configuration is wrong.
+        SpecError: the modalities cannot be found, the configuration is wrong, or the `train`
+            extra is not installed.
         SourceError: an event table cannot be read as declared, or `out` is something else.
         RunError: the endpoint failed; the same call continues.
     """
@@ -70,7 +62,7 @@ def store_corpus_from_repo(
     sources, entity = sources_of(declared, repo)
     for source in sources:
         check_source(source)
-    chosen = _config(config, seed, report)
+    chosen = train_settings(config, None, seed, report)
     scope = make_scope(
         read_events(sources),
         [modality.declaration().as_spec() for modality in declared],
@@ -102,18 +94,6 @@ def _written(
         on_progress=report,
     )
     return StoredCorpus(statistics(corpus), _told(writer))
-
-
-def _config(path: Path | None, seed: int | None, report: Progress) -> TrainConfig:
-    try:
-        return training_config(path, {"seed": seed}, report)
-    except ModuleNotFoundError as error:
-        if error.name not in MODEL_EXTRA:
-            raise
-        raise SpecError(
-            f"a training corpus needs {error.name!r}, which comes with the train extra: "
-            "pip install 'feast-anchor[train]'"
-        ) from error
 
 
 def statistics_tables(found: Statistics) -> list[Table]:

@@ -31,7 +31,7 @@ from .views import Modality
 if TYPE_CHECKING:
     from feast_anchor.onnx_export.settings import TrainConfig
 
-MODEL_EXTRA = ("torch", "onnx", "onnxscript", "matplotlib")
+MODEL_EXTRA = ("torch", "onnx", "onnxscript", "sklearn", "lightgbm", "matplotlib")
 
 Progress = Callable[[str, float], None]
 
@@ -43,9 +43,7 @@ def train_bundle_from_repo(
     cut: datetime,
     out: Path,
     held_out: Collection[str] = (),
-    config: Path | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
+    config: TrainConfig | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Train on the events of a feature repo and write a bundle.
@@ -58,31 +56,19 @@ def train_bundle_from_repo(
         out: the bundle's folder, replaced as a whole; the run card and, until the bundle is
             complete, the checkpoint stand beside it.
         held_out: entity keys that must not be trained on.
-        config: TOML file of `onnx_export.settings.TrainConfig`; its defaults without one.
-        steps: optimiser steps; replaces what `config` says, and `on_progress` is told.
-        seed: likewise.
+        config: budget and sizes, from `train_settings`; the defaults when None.
         on_progress: called with a message and the fraction done, 0 to 1.
 
     Raises:
-        SpecError: the modalities cannot be found, the configuration is wrong, the checkpoint is
-            of another run, or the `train` extra is not installed.
+        SpecError: the modalities cannot be found, or the `train` extra is not installed.
         SourceError: an event table cannot be read as declared.
     """
-    report = on_progress or (lambda message, fraction: None)
     declared = load_modalities(repo, modalities)
     sources, entity = sources_of(declared, repo)
     for source in sources:
         check_source(source)
-    try:
+    with needs_train_extra():
         from feast_anchor.onnx_export.training import train_bundle
-    except ModuleNotFoundError as error:
-        if error.name not in MODEL_EXTRA:
-            raise
-        raise SpecError(
-            f"training needs {error.name!r}, which comes with the train extra: "
-            "pip install 'feast-anchor[train]'"
-        ) from error
-    chosen = training_config(config, {"steps": steps, "seed": seed}, report)
     return train_bundle(
         read_events(sources),
         [modality.declaration().as_spec() for modality in declared],
@@ -90,23 +76,40 @@ def train_bundle_from_repo(
         out=out,
         entity=entity,
         held_out=held_out,
-        config=chosen,
-        on_progress=report,
+        config=config,
+        on_progress=on_progress,
     )
 
 
-def training_config(
-    path: Path | None, options: dict[str, int | None], report: Progress
+def train_settings(
+    path: Path | None, steps: int | None, seed: int | None, report: Progress
 ) -> TrainConfig:
-    """The file's settings, or the defaults, with the options that were given in their place."""
-    from feast_anchor.onnx_export.settings import TrainConfig, read_config
+    """A TOML file's settings, or the defaults, with steps and seed in their place where given.
 
+    Raises `SpecError` when the file cannot be used or the `train` extra is not installed.
+    """
+    with needs_train_extra():
+        from feast_anchor.onnx_export.settings import TrainConfig, read_config
     config = read_config(path) if path else TrainConfig()
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {k: v for k, v in {"steps": steps, "seed": seed}.items() if v is not None}
     for name, value in given.items():
         if path and getattr(config, name) != value:
             report(f"{name}={value} replaces {getattr(config, name)} of {path.name}", 0.0)
     return replace(config, **given)
+
+
+@contextmanager
+def needs_train_extra() -> Iterator[None]:
+    """Say how to install what training imports, where that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in MODEL_EXTRA:
+            raise
+        raise SpecError(
+            f"training needs {error.name!r}, which comes with the train extra: "
+            "pip install 'feast-anchor[train]'"
+        ) from error
 
 
 def sources_of(modalities: Sequence[Modality], repo: Path) -> tuple[tuple[EventSource, ...], str]:
@@ -157,6 +160,12 @@ def inside(repo: Path) -> Iterator[None]:
     finally:
         os.chdir(before)
         sys.path.remove(str(repo.absolute()))
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SpecError(f"{where} is {value!r}, expected a table of settings")
+    return value
 
 
 def _entity(modalities: Sequence[Modality]) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ WriteRows = Callable[[str, Rows], None]
 
 @pytest.fixture(scope="session")
 def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The six tables of the default marketplace: 2,000 households, seed 7."""
+    """The seven tables of the default marketplace: 2,000 households, seed 7."""
     folder = tmp_path_factory.mktemp("marketplace")
     make_tables(folder, None)
     return folder

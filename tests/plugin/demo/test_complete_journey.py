@@ -149,6 +149,7 @@ def test_the_real_data_gives_the_known_counts(data_dir: Path, tmp_path: Path) ->
         "mailings": 6_589,
     }
     assert (rows["demographics"], rows["labels"]) == (801, 1_844)
+    assert rows["evaluation_labels"] == 966 + 1_260 + 1_451 + 1_844
     for name, schema in SCHEMAS.items():
         assert pq.read_schema(table_path(tmp_path, name)).equals(schema)
     labels = pq.read_table(table_path(tmp_path, "labels"))

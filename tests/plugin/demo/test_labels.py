@@ -10,7 +10,9 @@ import pytest
 
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.plugin.demo import CUT, HORIZON, SCENARIO_LABELS, SCHEMAS, table_path
+from feast_anchor.plugin.demo.evaluation_labels import write_evaluation_labels
 from feast_anchor.plugin.demo.labels import is_held_out, write_labels
+from feast_anchor.plugin.demo.tables import table_writer
 
 At = Callable[[str], datetime]
 WriteRows = Callable[[str, list[dict[str, Any]]], None]
@@ -25,6 +27,9 @@ def regular(household: str, at: At, amount: float = 1.0) -> list[dict[str, Any]]
 
 
 def labels(folder: Path) -> dict[str, dict[str, Any]]:
+    with table_writer(folder, "demographics"):
+        pass  # nobody has a profile
+    write_evaluation_labels(folder, CUT)
     write_labels(folder, CUT)
     rows = pq.read_table(table_path(folder, "labels")).to_pylist()
     return {row["household_id"]: row for row in rows}

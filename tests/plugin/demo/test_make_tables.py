@@ -10,7 +10,7 @@ from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.plugin.demo import SCHEMAS, make_tables, table_path
 
 
-def test_all_six_tables_are_written_and_counted(tmp_path: Path) -> None:
+def test_all_seven_tables_are_written_and_counted(tmp_path: Path) -> None:
     """The counts returned are those of the files, and the folder holds nothing else."""
     counts = make_tables(tmp_path, None, users=120)
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(SCHEMAS) == sorted(counts)

@@ -32,7 +32,7 @@ def test_a_failed_write_keeps_the_old_table(tmp_path: Path) -> None:
 
 
 def test_every_table_is_keyed_by_household_and_utc_time() -> None:
-    """All six tables open with the entity key and a UTC event timestamp in microseconds."""
+    """All seven tables open with the entity key and a UTC event timestamp in microseconds."""
     for schema in SCHEMAS.values():
         assert schema.field(0).equals(pa.field("household_id", pa.string()))
         assert schema.field(1).equals(pa.field("event_timestamp", pa.timestamp("us", tz="UTC")))

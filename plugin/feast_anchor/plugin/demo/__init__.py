@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from feast_anchor.plugin.demo.complete_journey import convert
+from feast_anchor.plugin.demo.evaluation_labels import write_evaluation_labels
 from feast_anchor.plugin.demo.labels import SCENARIO_LABELS, write_labels
 from feast_anchor.plugin.demo.marketplace import generate
 from feast_anchor.plugin.demo.ranking import write_household_stats
@@ -22,7 +23,7 @@ __all__ = ["CUT", "HORIZON", "SCENARIO_LABELS", "SCHEMAS", "make_tables", "table
 def make_tables(
     out: Path, source: Path | None, users: int = 2000, seed: int = 7, cut: datetime = CUT
 ) -> dict[str, int]:
-    """Write all six demo tables into `out`; returns table name -> rows.
+    """Write all seven demo tables into `out`; returns table name -> rows.
 
     `source` is the raw Complete Journey folder; without one, `users` households are generated
     from `seed`. `cut` is a tz-aware instant: labels look at what follows it. Raises SpecError for
@@ -34,5 +35,6 @@ def make_tables(
     else:
         convert(source, out)
     write_household_stats(out, cut)
+    write_evaluation_labels(out, cut)
     write_labels(out, cut)
     return {name: pq.read_metadata(table_path(out, name)).num_rows for name in SCHEMAS}

@@ -1,12 +1,7 @@
-"""What households do after the cut: one row of yes/no answers per household.
+"""The six questions of the demo: one row of yes/no answers per household, at the cut.
 
-Rule: a label reads events in `[cut, cut + HORIZON)` only; who is asked about, and the spend that
-growth is measured against, come from before the cut. Broken purchases (no household, no
-timestamp, amount that is no number) are not seen.
-
-Morning means before noon on the shop's clock, America/New_York. Complete Journey stores UTC:
-baskets are rarest at 08:00 and peak at 22:00 there, which is 03:00-04:00 and 17:00-18:00 on that
-clock. "Before 12:00 UTC" would have meant late-evening shoppers.
+Rule: an answer has one definition, the one in `evaluation_labels`; this table only picks columns
+and says which households are held out for testing.
 """
 
 from __future__ import annotations
@@ -15,7 +10,7 @@ from datetime import datetime
 from hashlib import md5
 from pathlib import Path
 
-from feast_anchor.plugin.demo.tables import HORIZON, check_cut, table_path, write_query
+from feast_anchor.plugin.demo.tables import check_cut, table_path, write_query
 
 SCENARIO_LABELS: dict[str, str] = {
     "coupon_redeemer": "Will this household redeem a coupon in the next four months?",
@@ -27,39 +22,10 @@ SCENARIO_LABELS: dict[str, str] = {
 }
 """Scenario name (a bool column of the labels table) -> its query in plain words."""
 
-# Money is summed as DECIMAL: exact, so the answer does not depend on the order of addition.
 _SQL = """
-WITH valid AS (
-    SELECT household_id, event_timestamp AS t, department, basket_id,
-           sales_value::DECIMAL(18, 4) AS amount
-    FROM read_parquet($purchases)
-    WHERE household_id IS NOT NULL AND event_timestamp IS NOT NULL AND isfinite(sales_value)
-), past AS (
-    SELECT household_id, coalesce(sum(amount) FILTER (t >= $spend_start), 0) AS spend
-    FROM valid WHERE t < $cut GROUP BY household_id HAVING count(*) >= 5
-), future AS (
-    SELECT household_id, sum(amount) AS spend, bool_or(department = 'PRODUCE') AS produce,
-           bool_or(department = 'MEAT') AS meat
-    FROM valid WHERE t >= $cut AND t < $window_end GROUP BY household_id
-), baskets AS (
-    SELECT household_id, hour(timezone('America/New_York', min(t))) < 12 AS early
-    FROM valid WHERE t >= $cut AND t < $window_end GROUP BY household_id, basket_id
-), mornings AS (
-    SELECT household_id, 2 * count(*) FILTER (early) >= count(*) AS morning
-    FROM baskets GROUP BY household_id
-), redeemers AS (
-    SELECT DISTINCT household_id FROM read_parquet($redemptions)
-    WHERE event_timestamp >= $cut AND event_timestamp < $window_end
-)
-SELECT past.household_id, $cut, md5_number_lower(past.household_id) % 100 < 40,
-       redeemers.household_id IS NOT NULL, coalesce(produce, false), coalesce(meat, false),
-       coalesce(future.spend, 0) > past.spend, future.household_id IS NULL,
-       coalesce(morning, false)
-FROM past
-LEFT JOIN future USING (household_id)
-LEFT JOIN mornings USING (household_id)
-LEFT JOIN redeemers USING (household_id)
-ORDER BY past.household_id
+SELECT household_id, event_timestamp, md5_number_lower(household_id) % 100 < 40,
+       coupon_redeemer, produce, meat, spend_growth, churn, morning_shopper
+FROM read_parquet($labels) WHERE event_timestamp = $cut ORDER BY household_id
 """
 
 
@@ -73,17 +39,11 @@ def is_held_out(household_id: str) -> bool:
 
 
 def write_labels(folder: Path, cut: datetime) -> int:
-    """Write `labels.parquet` from the folder's purchases and redemptions; returns its rows.
+    """Write `labels.parquet` from the folder's evaluation labels; returns its rows.
 
     One row per household with five or more valid purchases before `cut` (tz-aware, else
     SpecError), `event_timestamp` = cut, sorted by household.
     """
     check_cut(cut)
-    values = {
-        "purchases": str(table_path(folder, "purchases")),
-        "redemptions": str(table_path(folder, "redemptions")),
-        "cut": cut,
-        "spend_start": cut - HORIZON,
-        "window_end": cut + HORIZON,
-    }
+    values = {"labels": str(table_path(folder, "evaluation_labels")), "cut": cut}
     return write_query(folder, "labels", _SQL, values)

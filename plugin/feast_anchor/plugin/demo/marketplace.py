@@ -298,6 +298,7 @@ def _broken(rng: np.random.Generator, rows: int) -> dict[str, Ints]:
         "event_timestamp": time,
         "product_type": words,
         "department": words,
+        "brand": words,
         "sales_value": money,
     }
 

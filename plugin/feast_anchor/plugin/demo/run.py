@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -74,7 +74,11 @@ class Demo:
 
 
 def run_demo(
-    repo: Path, data: Path | None, out: Path, *, prepare_only: bool = False
+    repo: Path,
+    data: Path | None,
+    out: Path,
+    *,
+    until: Literal["tables", "bundle", "report"] = "report",
 ) -> dict[str, Any]:
     """Run the demo and return its summary.
 
@@ -82,16 +86,18 @@ def run_demo(
         repo: the feature repo; its `data` and `models` folders are made anew.
         data: raw Complete Journey folder, or None for the seeded generator.
         out: folder for `summary.json`.
-        prepare_only: stop after tables and bundle, so that the rest can be done by hand.
+        until: where to stop; after "tables" or "bundle" the rest can be done by hand.
     """
     demo = Demo(repo.absolute(), Console(soft_wrap=True))
     with demo.stage("tables"):
         _fresh_folders(demo.repo)
         rows = make_tables(demo.repo / "data", data.absolute() if data else None)
         demo.console.print(", ".join(f"{name} {count:,}" for name, count in rows.items()))
+    if until == "tables":
+        return {}
     with demo.stage("train"):
         _train(demo)
-    if prepare_only:
+    if until == "bundle":
         demo.console.print(f"Ready: cd {repo} && feast apply")
         return {}
     with demo.stage("feast apply"):
@@ -216,11 +222,8 @@ def _random_moments(repo: Path) -> pd.DataFrame:
 
 def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     """AUC on held-out households of a linear probe: right query, no query, counts."""
-    from feast_anchor.onnx_export.evaluation import (
-        count_features,
-        frequent_texts,
-        linear_probe,
-    )
+    from feast_anchor.onnx_export.evaluation import count_features, frequent_texts
+    from feast_anchor.onnx_export.probe import fit_probe
 
     joined = joined[joined[CONTROL].notna()].sort_values("household_id", ignore_index=True)
     test = joined["held_out"].to_numpy(dtype=bool)
@@ -241,7 +244,7 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
             "counts": counts,
         }
         scores = {
-            variant: linear_probe(x[~test], y[~test], x[test]) for variant, x in inputs.items()
+            variant: fit_probe(x[~test], y[~test]).score(x[test]) for variant, x in inputs.items()
         }
         result[name] = {"positives": float(y.mean())} | {
             variant: _with_interval(y[test], score) for variant, score in scores.items()

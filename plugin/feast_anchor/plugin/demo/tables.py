@@ -1,4 +1,4 @@
-"""The six demo tables: their columns, their clock and the one way to write them.
+"""The seven demo tables: their columns, their clock and the one way to write them.
 
 Rule: both makers, the generator and the converter, write exactly these columns, so one static
 feature repo serves either. A file appears under its name only when it is complete: rows go to a
@@ -61,6 +61,30 @@ SCENARIOS = (
     "morning_shopper",
 )
 
+DEPARTMENT_SCENARIOS: Mapping[str, str] = {
+    "produce": "PRODUCE",
+    "meat": "MEAT",
+    "deli": "DELI",
+    "pastry": "PASTRY",
+    "fuel": "FUEL",
+    "nutrition": "NUTRITION",
+    "cosmetics": "COSMETICS",
+    "salad_bar": "SALAD BAR",
+}
+"""Scenario of the evaluation -> the department that it asks about."""
+
+EVALUATION_SCENARIOS = (
+    "coupon_redeemer",
+    *DEPARTMENT_SCENARIOS,
+    "spend_growth",
+    "churn",
+    "new_department",
+    "morning_shopper",
+    "private_label",
+    "kids",
+    "income",
+)
+
 SCHEMAS: Mapping[str, pa.Schema] = {
     "purchases": _schema(
         product_type=pa.string(),
@@ -81,6 +105,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         mean_basket=pa.float64(),
         redemptions_84d=pa.int64(),
     ),
+    "evaluation_labels": _schema(**{name: pa.bool_() for name in EVALUATION_SCENARIOS}),
     "labels": _schema(held_out=pa.bool_(), **{name: pa.bool_() for name in SCENARIOS}),
 }
 """Table name -> Arrow schema; the file is `<name>.parquet`."""

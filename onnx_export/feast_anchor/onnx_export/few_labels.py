@@ -1,0 +1,143 @@
+"""AUC against the number of labelled users: what is left when labels are few.
+
+The rule: the users that a draw labels are taken from the reported users, and the draw is scored
+on those it left out. Every method of a scenario gets the same draws, so that methods are compared
+pair by pair. Intervals resample both: draws, because another team labels other users, and users,
+because another team has other users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .evaluation import Estimate, mean_over_scenarios, weighted_auc_ks
+
+Array = np.ndarray[Any, Any]
+
+# (scenario, labelled users, their labels, users to score, seed) -> scores of the latter
+Method = Callable[[int, Array, Array, Array, int], Array]
+
+SIZES = (25, 50, 100, 200, 400)
+_LEAST_SCORED = 0.2  # share of the users that must be left to score
+_ATTEMPTS = 1_000
+_MEMBERS = 2  # labelled users of each class that a draw needs
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Users labelled and users scored, as positions, in one repetition of one scenario."""
+
+    number: int
+    scenario: int
+    labelled: Array
+    scored: Array
+    seed: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What every method reached at every size.
+
+    auc: (method, size) -> [D, S] draws by scenarios; rounds: the same in every bootstrap round
+    [D, S, R]. NaN where a scenario has too few users of a class.
+    """
+
+    sizes: tuple[int, ...]
+    auc: Mapping[tuple[str, int], Array]
+    rounds: Mapping[tuple[str, int], Array]
+    seed: int
+
+    def mean(self, method: str, size: int) -> Estimate:
+        """Mean AUC over draws and scenarios."""
+        return self._estimate(self.auc[method, size], self.rounds[method, size])
+
+    def difference(self, one: str, other: str, size: int) -> Estimate:
+        """Mean AUC of `one` minus that of `other` on the same draws and users."""
+        return self._estimate(
+            self.auc[one, size] - self.auc[other, size],
+            self.rounds[one, size] - self.rounds[other, size],
+        )
+
+    def _estimate(self, values: Array, rounds: Array) -> Estimate:
+        draws, _, count = rounds.shape
+        picked = np.random.default_rng(self.seed).integers(0, draws, (draws, count))
+        resampled = np.mean(rounds[picked, :, np.arange(count)], axis=0).T  # [D,R,S] -> [S,R]
+        return mean_over_scenarios(values.mean(axis=0), resampled)
+
+
+def few_labels(
+    labels: Array,
+    methods: Mapping[str, Method],
+    weights: Array,
+    *,
+    sizes: Sequence[int] = SIZES,
+    draws: int = 20,
+    seed: int = 0,
+    threads: int = 1,
+    on_progress: Callable[[float], None] | None = None,
+) -> Curve:
+    """Measure every method with 25, 50, 100 … labelled users.
+
+    Args:
+        labels: int [S, N]: 1, 0, or -1 where a user has no label in a scenario.
+        methods: by name; a method may ignore the labelled users (a zero-shot score does).
+        weights: from `evaluation.resample` [R, N].
+        sizes: numbers of labelled users; those that leave too few to score are left out.
+        draws: repetitions of each size and scenario.
+        seed: of the draws.
+        threads: fits running at once; the result does not depend on it.
+        on_progress: called with the share done.
+    """
+    known = (labels >= 0).sum(axis=1)
+    sizes = tuple(size for size in sizes if size <= (1 - _LEAST_SCORED) * known.max())
+    shape = (draws, len(labels))
+    auc = {(m, s): np.full(shape, np.nan) for m in methods for s in sizes}
+    rounds = {key: np.full((*shape, len(weights)), np.nan, dtype=np.float32) for key in auc}
+    plan = [(size, draw) for size in sizes for draw in _draws(labels, size, draws, seed)]
+
+    def run(item: tuple[int, Draw]) -> None:
+        size, draw = item
+        y = labels[draw.scenario]
+        counted = np.concatenate((np.ones_like(weights[:1]), weights))[:, draw.scored]
+        for name, method in methods.items():
+            score = method(draw.scenario, draw.labelled, y[draw.labelled], draw.scored, draw.seed)
+            if np.isnan(score).any():
+                continue  # a method may have nothing to say of a scenario
+            found = weighted_auc_ks(y[draw.scored], score, counted)[0]
+            auc[name, size][draw.number, draw.scenario] = found[0]
+            rounds[name, size][draw.number, draw.scenario] = found[1:]
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done, _ in enumerate(pool.map(run, plan), start=1):
+            if on_progress is not None:
+                on_progress(done / len(plan))
+    return Curve(sizes, auc, rounds, seed)
+
+
+def _draws(labels: Array, size: int, draws: int, seed: int) -> Iterator[Draw]:
+    for scenario, y in enumerate(labels):
+        known = np.flatnonzero(y >= 0)
+        if min(np.sum(y == 0), np.sum(y == 1)) <= _MEMBERS or size >= len(known):
+            continue
+        for number in range(draws):
+            own = np.random.default_rng([seed, size, scenario, number])
+            labelled = _labelled(y, known, size, own)
+            if labelled is not None:
+                scored = np.setdiff1d(known, labelled)
+                yield Draw(number, scenario, labelled, scored, int(own.integers(2**31)))
+
+
+def _labelled(y: Array, known: Array, size: int, generator: np.random.Generator) -> Array | None:
+    """A random choice with two users of each class at least, on both sides; None if none came."""
+    for _ in range(_ATTEMPTS):
+        labelled = np.sort(generator.choice(known, size, replace=False))
+        left = np.setdiff1d(known, labelled)
+        counts = [np.sum(y[part] == value) for part in (labelled, left) for value in (0, 1)]
+        if min(counts[:2]) >= _MEMBERS and min(counts[2:]) >= 1:
+            return labelled
+    return None

@@ -1,0 +1,302 @@
+"""One cell: one bundle trained, one set of users scored with every row of the table.
+
+The rule: a cell is finished when its record is there and says the digest of everything that
+decides its numbers: settings, tables and the code itself. It is then read, not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from feast_anchor.onnx_export import few_labels as models_code
+from feast_anchor.onnx_export.bundle import Bundle, sha256_file
+from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.onnx_export.evaluation import resample
+from feast_anchor.onnx_export.few_labels import Curve, few_labels
+from feast_anchor.onnx_export.manifest import Dims, ModalitySpec, canonical_sha256
+from feast_anchor.transforms import scoring as scoring_code
+from feast_anchor.transforms.events import EventSource, check_source, files_of
+
+from ..train import (
+    load_modalities,
+    needs_train_extra,
+    read_events,
+    sources_of,
+    train_bundle_from_repo,
+)
+from .config import EvaluationConfig, Part
+from .features import make_features
+from .rows import Board, baseline_rows, few_label_methods, ordered, vector_rows
+from .users import Labelled, check_classes, divide, read_labels
+from .vectors import Vectors, make_vectors, prompts_in
+
+if TYPE_CHECKING:
+    from feast_anchor.onnx_export.training import TrainConfig
+
+Array = np.ndarray[Any, Any]
+
+_RECORD, _SCORES = "cell.json", "scores.npz"
+_FEW_ROUNDS = 200  # bootstrap rounds of the few-label curve: draws vary more than users
+_EVERY = 5.0  # seconds between two lines of progress
+# What can change without changing a number of a cell.
+_NO_MATTER = ("report.py", "plots.py", "run.py", "cli.py")
+
+
+@dataclass
+class Stages:
+    """Says on the terminal what is being done, and keeps how long it took."""
+
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+    _shown: float = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage and time it."""
+        self.console.rule(f"[bold]{name}", align="left")
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 1)
+        self.console.print(f"{name}: {self.seconds[name]:.1f} s", style="dim")
+
+    def report(self, text: str, fraction: float | None = None) -> None:
+        """A line of progress, at most one every few seconds unless it comes without a fraction."""
+        if fraction is None or fraction >= 1 or time.monotonic() - self._shown >= _EVERY:
+            self._shown = time.monotonic()
+            shown = "" if fraction is None else f"{fraction:4.0%} "
+            self.console.print(f"  {shown}{text}", highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What every cell of one evaluation reads, and its fingerprint."""
+
+    modalities: tuple[ModalitySpec, ...]
+    events: pa.Table
+    at_cut: Labelled
+    earlier: tuple[Labelled, ...]
+    snapshot: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The result: labels int8 [S, N], scores [K, S, N] by row, a plane [S, N, 2] for the map."""
+
+    users: tuple[str, ...]
+    y: Array
+    rows: dict[str, Array]
+    plane: Array | None
+    facts: dict[str, Any]
+    curve: Curve | None = None
+
+
+def read_tables(config: EvaluationConfig, stages: Stages) -> Tables:
+    """Read the feature repo's events and the labels. Raises `SpecError` or `SourceError`."""
+    _training(config)  # wrong settings are found before anything is read
+    declared = load_modalities(config.repo, config.modalities)
+    sources, _ = sources_of(declared, config.repo)
+    for source in sources:
+        check_source(source)
+    at_cut, earlier = read_labels(config, sources[0].key)
+    events = read_events(sources)
+    stages.report(
+        f"{events.num_rows:,} events, {len(at_cut.users):,} labelled users, "
+        f"{len(config.scenarios)} scenarios, {len(earlier)} earlier as-of times"
+    )
+    specs = tuple(modality.declaration().as_spec() for modality in declared)
+    return Tables(specs, events, at_cut, earlier, _snapshot(specs, sources, config.labels))
+
+
+def run_cell(
+    config: EvaluationConfig,
+    tables: Tables,
+    part: Part,
+    folder: Path,
+    stages: Stages,
+    *,
+    baselines: bool,
+    curve: bool,
+) -> Cell:
+    """Compute a cell, or read it when it is finished.
+
+    Args:
+        config: settings of this cell, with its seed, split and training.
+        tables: from `read_tables`.
+        part: whose users are reported.
+        folder: where the bundle and the record go.
+        stages: the terminal.
+        baselines: also the rows that need no model; ablations leave them out.
+        curve: also the few-label curve, which is not kept; such a cell is always computed.
+    """
+    digest = canonical_sha256([config.digest(), tables.snapshot, part, baselines, _code()])
+    found = None if curve else _load(folder, digest)
+    if found is not None:
+        stages.report(f"{folder.name}: finished earlier, read from {folder / _RECORD}")
+        return found
+    stages = replace(stages, seconds={})
+    everyone = {*pc.unique(tables.events.column("user")).to_pylist(), *tables.at_cut.users}
+    reported, unseen = divide(everyone, config, part)
+    labels = _with_history(tables, config).take(reported)
+    check_classes(config, labels, part)
+    with stages.stage("train"):
+        bundle = _train(config, unseen, folder / "bundle", stages)
+    with stages.stage("vectors"):
+        vectors = make_vectors(
+            bundle,
+            config,
+            tables.events,
+            labels.users,
+            prompts_in(bundle, config),
+            lambda done: stages.report(f"vectors of {len(labels.users):,} users", done),
+        )
+    facts = {
+        "users": {"reported": len(labels.users), "trained on": len(everyone - unseen)},
+        "bundle": {"digest": bundle.manifest.digest, "training": bundle.manifest.training},
+    }
+    board = Board(labels.y, config.seed, os.cpu_count() or 1)
+    rows, found_curve = _scored(
+        config, tables, board, vectors, everyone - unseen, bundle.manifest.dims, stages,
+        baselines, curve,
+    )  # fmt: skip
+    cell = Cell(
+        labels.users, labels.y, ordered(rows), _plane(vectors), facts | {"seconds": stages.seconds}
+    )
+    _save(cell, folder, digest)
+    return replace(cell, curve=found_curve)
+
+
+def _scored(
+    config: EvaluationConfig,
+    tables: Tables,
+    board: Board,
+    vectors: Vectors,
+    fit_users: set[str],
+    dims: Dims,
+    stages: Stages,
+    baselines: bool,
+    curve: bool,
+) -> tuple[dict[str, Array], Curve | None]:
+    rows: dict[str, Array] = {}
+    with stages.stage("probes"):
+        for name, scores in vector_rows(board, vectors):
+            stages.report(name)
+            rows[name] = scores
+    if not baselines:
+        return rows, None
+    with stages.stage("baselines"), needs_train_extra():
+        features = make_features(
+            config, tables.modalities, tables.events, vectors.users, sorted(fit_users),
+            tables.earlier, dims, stages.report,
+        )  # fmt: skip
+        for name, scores in baseline_rows(board, features, vectors):
+            stages.report(name)
+            rows[name] = scores
+    if not curve:
+        return rows, None
+    with stages.stage("few labels"):
+        found = few_labels(
+            board.y,
+            few_label_methods(features, vectors),
+            resample(len(vectors.users), _FEW_ROUNDS, config.seed),
+            draws=config.draws,
+            seed=config.seed,
+            threads=board.threads,
+            on_progress=lambda done: stages.report("draws of labelled users", done),
+        )
+    return rows, found
+
+
+def _train(config: EvaluationConfig, held_out: set[str], out: Path, stages: Stages) -> Bundle:
+    train_bundle_from_repo(
+        config.repo,
+        config.modalities,
+        cut=config.cut,
+        out=out,
+        held_out=held_out,
+        config=_training(config),
+        on_progress=stages.report,
+    )
+    return Bundle.open(out)
+
+
+def _training(config: EvaluationConfig) -> TrainConfig:
+    if "seed" in config.train:
+        raise SpecError(
+            "[train] has a seed; write seed = … above the tables or use --seed, so that folds and "
+            "draws follow it too"
+        )
+    with needs_train_extra():
+        from feast_anchor.onnx_export.settings import config_from
+    return config_from({**config.train, "seed": config.seed}, "[train]")
+
+
+def _with_history(tables: Tables, config: EvaluationConfig) -> Labelled:
+    """The labelled users who have an event before the cut: the others have no vector."""
+    limit = pa.scalar(config.cut, pa.timestamp("us", tz="UTC"))
+    before = tables.events.filter(pc.less(tables.events.column("event_timestamp"), limit))
+    return tables.at_cut.take(pc.unique(before.column("user")).to_pylist())
+
+
+def _plane(vectors: Vectors) -> Array:
+    """Each scenario's vectors on their two main axes: [S, N, 2]."""
+    out = []
+    for own in vectors.right.astype(np.float64):
+        centred = own - own.mean(axis=0)
+        _, _, axes = np.linalg.svd(centred, full_matrices=False)
+        out.append(centred @ axes[:2].T)
+    return np.stack(out)
+
+
+def _snapshot(
+    modalities: Sequence[ModalitySpec], sources: Sequence[EventSource], labels: Path
+) -> str:
+    """Fingerprint of the tables' bytes: tables that are made anew, and the same, change nothing."""
+    files = [[sha256_file(path) for path in files_of(source)] for source in sources]
+    read = [modality.model_dump(mode="json") for modality in modalities]
+    return canonical_sha256([read, files, sha256_file(labels)])
+
+
+def _code() -> str:
+    """Fingerprint of the source files that decide a cell's numbers."""
+    places = (models_code.__file__, scoring_code.__file__, __file__)
+    roots = [Path(place).parent for place in places]
+    files = [path for root in roots for path in sorted(root.glob("*.py"))]
+    return canonical_sha256([sha256_file(path) for path in files if path.name not in _NO_MATTER])
+
+
+def _save(cell: Cell, folder: Path, digest: str) -> None:
+    """The scores first, the record last: a record means that the scores are complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"row {name}": scores for name, scores in cell.rows.items()}
+    np.savez_compressed(
+        folder / _SCORES, y=cell.y, plane=cell.plane, users=np.array(cell.users), **arrays
+    )
+    record = folder / _RECORD
+    unfinished = record.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"digest": digest, "facts": cell.facts}, indent=2), "utf-8")
+    os.replace(unfinished, record)
+
+
+def _load(folder: Path, digest: str) -> Cell | None:
+    try:
+        record: Mapping[str, Any] = json.loads((folder / _RECORD).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    if record["digest"] != digest:
+        return None
+    with np.load(folder / _SCORES, allow_pickle=False) as arrays:
+        rows = {n.removeprefix("row "): arrays[n] for n in arrays.files if n.startswith("row ")}
+        users = tuple(arrays["users"].tolist())
+        return Cell(users, arrays["y"], ordered(rows), arrays["plane"], dict(record["facts"]))

@@ -1,0 +1,86 @@
+"""The label-efficiency curve: draws, comparisons, intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from feast_anchor.onnx_export.evaluation import resample
+from feast_anchor.onnx_export.few_labels import Array, Method, few_labels
+from feast_anchor.onnx_export.probe import fit_probe
+
+USERS, SCENARIOS = 240, 3
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Array, Array, dict[str, Method]]:
+    """Labels, columns that tell them, and a learner beside a score that needs no labels."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((USERS, 12))
+    noise = generator.standard_normal((SCENARIOS, USERS))
+    labels = (x[:, :SCENARIOS].T + 0.6 * noise > 0.6).astype(int)
+    hints = labels + 1.5 * generator.standard_normal(labels.shape)
+
+    def learned(scenario: int, known: Array, y: Array, scored: Array, seed: int) -> Array:
+        return fit_probe(x[known], y, seed).score(x[scored])
+
+    def given(scenario: int, known: Array, y: Array, scored: Array, seed: int) -> Array:
+        found: Array = hints[scenario, scored]
+        return found
+
+    return labels, x, {"learned": learned, "given": given}
+
+
+def test_learning_pays_with_labels_and_a_given_score_does_not(
+    world: tuple[Array, Array, dict[str, Method]],
+) -> None:
+    """The learner is worse at 20 labels and better at 160; the given score stays where it is."""
+    labels, _, methods = world
+    curve = few_labels(labels, methods, resample(USERS, 60, seed=0), sizes=(20, 160, 400), draws=6)
+    assert curve.sizes == (20, 160)
+    assert curve.mean("learned", 160).value > curve.mean("learned", 20).value + 0.03
+    assert abs(curve.mean("given", 160).value - curve.mean("given", 20).value) < 0.03
+    gain = curve.difference("learned", "given", 160)
+    assert gain.differs
+    assert gain.low < gain.value < gain.high
+
+
+def test_threads_change_nothing(world: tuple[Array, Array, dict[str, Method]]) -> None:
+    """Two threads give the numbers of one."""
+    labels, _, methods = world
+    weights = resample(USERS, 5, seed=0)
+    one, two = (
+        few_labels(labels, methods, weights, sizes=(30,), draws=3, threads=t) for t in (1, 2)
+    )
+    np.testing.assert_array_equal(one.rounds["learned", 30], two.rounds["learned", 30])
+
+
+def test_each_draw_labels_both_classes_and_scores_the_others() -> None:
+    """With 5 % positives, 25 labels hold two of each class, and no labelled user is scored."""
+    labels = (np.arange(200) % 20 == 0).astype(int)[None]
+    labels[0, :10] = -1
+    seen = []
+
+    def watch(scenario: int, known: Array, y: Array, scored: Array, seed: int) -> Array:
+        seen.append((known, y, scored))
+        return scored.astype(float)
+
+    few_labels(labels, {"watch": watch}, resample(200, 2, seed=0), sizes=(25,), draws=8)
+    assert len(seen) == 8
+    for known, y, scored in seen:
+        assert len(known) == 25
+        assert min(np.sum(y == 0), np.sum(y == 1)) >= 2
+        assert not set(known) & set(scored)
+        assert len(known) + len(scored) == 190
+    assert len({known.tobytes() for known, _, _ in seen}) == 8
+
+
+def test_a_scenario_with_too_few_positives_is_left_out() -> None:
+    """Two positives cannot be labelled and leave one to score: that scenario is NaN, others not."""
+    labels = np.zeros((2, 100), dtype=int)
+    labels[0, :2] = 1
+    labels[1, ::2] = 1
+    methods: dict[str, Method] = {"any": lambda s, known, y, scored, seed: scored.astype(float)}
+    curve = few_labels(labels, methods, resample(100, 4, seed=0), sizes=(25,), draws=2)
+    assert np.isnan(curve.auc["any", 25][:, 0]).all()
+    assert not np.isnan(curve.mean("any", 25).value)

@@ -1,0 +1,159 @@
+"""`feast-anchor evaluate` from end to end on a shop of a hundred users."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.plugin.evaluate import cell, evaluate, rows, run
+from feast_anchor.plugin.evaluate.cell import Cell, Stages, Tables, read_tables, run_cell
+from feast_anchor.plugin.evaluate.config import EvaluationConfig, Part, load_config
+from feast_anchor.plugin.evaluate.run import merged
+from feast_anchor.plugin.evaluate.users import divide
+from plugin.evaluate.conftest import CONFIG, WriteEvaluation, write_evaluation
+
+
+def quiet() -> Console:
+    """A console that shows nothing but keeps what it was told."""
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """One evaluation: its folder, its summary and what it printed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    sys.modules.pop("definitions", None)
+    console = quiet()
+    evaluate(write_evaluation(folder), folder / "out", console=console)
+    summary = json.loads((folder / "out" / "summary.json").read_text("utf-8"))
+    assert isinstance(console.file, io.StringIO)
+    return folder / "out", summary, console.file.getvalue()
+
+
+def test_every_row_has_a_mean_an_interval_and_two_differences(
+    evaluated: tuple[Path, dict[str, Any], str],
+) -> None:
+    """All variants and baselines stand in the JSON, each compared with the two references."""
+    _, summary, _ = evaluated
+    assert list(summary["rows"]) == [
+        rows.RIGHT, rows.NONE, rows.WRONG, rows.SHUFFLED, rows.UNSEEN, rows.RIGHT_ZERO, rows.ZERO,
+        rows.WITH_FEATURES, rows.WITH_ALL, rows.TREES, rows.LOGISTIC, rows.WINDOW,
+        rows.WINDOW_LOGISTIC, rows.IDEAL, rows.ACTIVITY, rows.FACTORISATION, rows.SEQUENCE,
+    ]  # fmt: skip
+    for name, row in summary["rows"].items():
+        assert row["auc"]["low"] <= row["auc"]["value"] <= row["auc"]["high"], name
+        compared = {key for key in row if key.startswith("minus ")}
+        assert compared == {f"minus {r}" for r in (rows.RIGHT, rows.IDEAL) if r != name}
+    assert summary["rows"][rows.UNSEEN]["scenarios"] == 1
+    assert set(summary["scenarios"]["tea"]["rows"]) == set(summary["rows"])
+
+
+def test_what_counts_tell_is_found_and_what_is_chance_is_not(
+    evaluated: tuple[Path, dict[str, Any], str],
+) -> None:
+    """Whether orders are many follows from those so far; tea was drawn by lot."""
+    _, summary, _ = evaluated
+    tell = summary["scenarios"]["active"]["rows"][rows.ACTIVITY]["auc"]["value"]
+    chance = summary["scenarios"]["tea"]["rows"][rows.ACTIVITY]["auc"]["value"]
+    assert tell > 0.9
+    assert 0.25 < chance < 0.75
+
+
+def test_the_report_is_complete(evaluated: tuple[Path, dict[str, Any], str]) -> None:
+    """Plots are there, stages are timed and shown, few labels have their sizes."""
+    out, summary, printed = evaluated
+    for name in ("scenarios.png", "few_labels.png", "map.png"):
+        assert (out / name).stat().st_size > 10_000
+    assert {"train", "vectors", "probes", "baselines", "few labels"} <= set(summary["seconds"])
+    assert "Mean over 2 scenarios" in printed
+    assert "25" in summary["few labels"]["vector"]
+    assert "minus trees" in summary["few labels"]["vector + zero-shot"]["25"]
+    assert summary["users"]["reported"] + summary["users"]["trained on"] <= 140
+
+
+def test_full_covers_every_cell_and_compares_the_ablations(
+    evaluation: WriteEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two splits, two seeds and an ablation that ruins the scores: it falls behind the main one."""
+    asked: list[tuple[str, int, int, dict[str, Any], bool]] = []
+
+    def fake(
+        config: EvaluationConfig,
+        tables: Tables,
+        part: Part,
+        folder: Path,
+        stages: Stages,
+        *,
+        baselines: bool,
+        curve: bool,
+    ) -> Cell:
+        asked.append((folder.name, config.split, config.seed, config.train["model"], baselines))
+        users = sorted(divide(tables.at_cut.users, config, part)[0])
+        y = tables.at_cut.take(users).y
+        noise = np.random.default_rng(config.seed).standard_normal(y.shape)
+        signal = 0.0 if "narrow" in folder.name else 2.0
+        return Cell(tuple(users), y, {rows.RIGHT: (signal * y + noise)[None]}, None, {})
+
+    monkeypatch.setattr(run, "run_cell", fake)
+    text = CONFIG.replace("[train]", "[full]\nseeds = [0, 1]\nsplits = [0, 1]\n[train]") + (
+        '\n    [[full.variants]]\n    name = "narrow"\n    train = { model = { embedding = 8 } }\n'
+    )
+    evaluate(evaluation(text=text), tmp_path / "out", full=True, console=quiet())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
+    assert [name for name, *_ in asked] == list(summary["cells"])
+    assert len(asked) == 8
+    assert {(split, seed) for _, split, seed, _, _ in asked} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert [baselines for *_, baselines in asked] == [True] * 4 + [False] * 4
+    assert asked[0][3]["embedding"] == 16
+    assert asked[-1][3] == {**asked[0][3], "embedding": 8}
+    assert summary["ablations"]["narrow"]["minus the first"]["high"] < 0
+
+
+def test_a_finished_cell_is_read_unless_a_setting_changed(
+    evaluated: tuple[Path, dict[str, Any], str],
+    evaluation: WriteEvaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second call trains nothing and gives the same arrays; another seed is another cell."""
+    trained: list[int] = []
+
+    def train(config: EvaluationConfig, *_: Any) -> Bundle:
+        trained.append(config.seed)
+        return Bundle.open(evaluated[0] / "model" / "bundle")
+
+    monkeypatch.setattr(cell, "_train", train)
+    config, stages = load_config(evaluation()), Stages(quiet())
+    tables = read_tables(config, stages)
+
+    def call(config: EvaluationConfig) -> Cell:
+        folder = tmp_path / "cell"
+        return run_cell(config, tables, "test", folder, stages, baselines=False, curve=False)
+
+    first, again = call(config), call(config)
+    assert trained == [0]
+    assert first.facts == again.facts
+    assert first.users == again.users
+    assert list(first.rows) == list(again.rows)
+    for name, scores in first.rows.items():
+        np.testing.assert_array_equal(scores, again.rows[name])
+    call(config.model_copy(update={"seed": 5}))
+    assert trained == [0, 5]
+
+
+def test_merged_changes_a_table_field_by_field() -> None:
+    """An ablation names only what it changes, also inside a table."""
+    settings = {"steps": 3, "model": {"hidden": 32, "text": 16}}
+    assert merged(settings, {"model": {"text": 8}}) == {
+        "steps": 3,
+        "model": {"hidden": 32, "text": 8},
+    }
+    assert settings["model"] == {"hidden": 32, "text": 16}
