@@ -55,7 +55,10 @@ def ask_about_all(maker: Maker, modalities: Sequence[ModalitySpec]) -> None:
         asked = (
             f"will this {who} be inactive in the next {days} days?",
             f"will this {who} do, buy or use nothing at all in the next {span(days)}?",
+            f"will this {who} buy nothing in the next {span(days)}?",
+            f"will nothing at all be bought by this {who} in the next {days} days?",
             f"will this {who} stop and leave within the next {span(days)}?",
+            f"will this {who} stay away for the next {span(days)}?",
             f"is this {who} about to be lost in the coming {span(days)}?",
             f"will nothing be heard of this {who} for {days} days?",
             f"churn within {span(days)}?",
@@ -114,6 +117,7 @@ def _mostly(maker: Maker, spec: ModalitySpec, name: str, running: Ints, total: I
             f"will {spec.name} of this {who} be mostly {name} in the next {span(days)}?",
             f"will most of what this {who} buys or uses in the next {days} days be {name}?",
             f"does this {who} prefer {name} over anything else?",
+            f"will this {who} mostly buy or use {name} in the next {span(days)}?",
             f"mainly {name} in the coming {span(days)}?",
         )
         yes = 2 * of >= all_of_it
@@ -165,6 +169,7 @@ def _more(maker: Maker, name: str, verb: str, weight: Any, own: Any) -> None:
             f"will {what} grow in the next {days} days?",
             f"more {what} in the coming {span(days)} than before?",
             f"is {what} of this {who} on the rise?",
+            f"will {what} of this {who} be higher in the coming {span(days)}?",
             f"will this {who} {verb} than it used to?",
         )
         yes = maker.ahead(running, days) > maker.behind(running, days)

@@ -19,6 +19,7 @@ from torch import Tensor
 from .decoder import Decoder, DecoderConfig, RopeScaling
 from .errors import SpecError
 from .pretrained import Config, Weights, read_tokenizer
+from .words import PretrainedWords
 
 _FAMILIES = ("qwen2", "qwen3", "llama")
 _QWEN3_HEAD = 128  # where a Qwen3 config.json does not say; the others divide the hidden width
@@ -49,6 +50,15 @@ class Backbone:
             decoder = Decoder(self.config)
         decoder.load_state_dict(self.weights, assign=True)
         return decoder
+
+    def words(self, vocabulary: int) -> PretrainedWords:
+        """The words of the first `vocabulary` ids, frozen, and three new ones behind them.
+
+        Tables are often longer than the tokenizer's vocabulary, for the hardware's sake; the rows
+        past it mean nothing.
+        """
+        head = None if self.tied else self.head[:vocabulary]
+        return PretrainedWords(self.tokens[:vocabulary], head)
 
 
 def read_backbone(folder: str | Path) -> Backbone:

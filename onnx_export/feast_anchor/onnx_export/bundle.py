@@ -225,8 +225,8 @@ class Bundle:
         out = np.empty((len(answers), self.manifest.dims.embedding), dtype=np.float32)
         for row, answer in zip(out, answers, strict=True):
             ids = np.array([self.answer_ids(answer)], dtype=np.int64)  # [1, L]
-            feed = {"ids": ids, "length": np.array([ids.shape[1]], dtype=np.int64)}
-            feed["vector"] = self.encode_texts([answer])
+            length = np.array([ids.shape[1]], dtype=np.int64)
+            feed = {"ids": ids, "length": length, "vector": self.encode_texts([answer])}
             row[:] = session.run(["embedding"], feed)[0][0]
         return out
 

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from .bundle import sha256_file
 from .corpus import Corpus, Events
 from .curves import Curves, draw_curves
 from .fitting import Trace, device, rate
 from .inputs import Ints
 from .manifest import Manifest, ModalitySpec
+from .pretrained import model_files
 from .settings import TrainConfig
 
 
@@ -40,6 +42,7 @@ def identity(
     return {
         "config": settings,
         "data": data_digests(corpus.events),
+        "pretrained": pretrained_digests(config),
         "modalities": [modality.model_dump(mode="json") for modality in modalities],
         "entity": entity,
         "cut": cut.isoformat(),
@@ -56,6 +59,7 @@ def run_card(
     return {
         "config": asdict(config),
         "data": {"rows": len(corpus.events.times), "sha256": data_digests(corpus.events)},
+        "pretrained": pretrained_digests(config),
         "cut": cut.isoformat(),
         "users": len(corpus.events.users),
         "validation_users": len(np.unique(corpus.user[parts[1]])),
@@ -102,6 +106,19 @@ def data_digests(events: Events) -> dict[str, str]:
         "modality": _sha256(events.modality),
         "text": _sha256(_texts(events.texts), events.text),
         "amount": _sha256(events.amounts),
+    }
+
+
+def pretrained_digests(config: TrainConfig) -> dict[str, dict[str, str]]:
+    """SHA-256 (hex) of the files of each pretrained model that a run starts from."""
+    given = {"text_encoder": config.text_encoder, "backbone": config.backbone}
+    return {
+        setting: {
+            file.relative_to(folder).as_posix(): sha256_file(file)
+            for file in model_files(Path(folder))
+        }
+        for setting, folder in given.items()
+        if folder is not None
     }
 
 

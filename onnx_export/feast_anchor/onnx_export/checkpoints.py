@@ -5,9 +5,10 @@ identity (settings, data, library versions); another identity is an error that s
 because going on would give weights no configuration describes, and starting anew would throw
 away somebody's hours without a word.
 
-Tensors are the weights (`model.`), the best weights so far (`best.`), AdamW's state
-(`optimiser.<parameter>.`) and torch's random state (`random`). Everything else is JSON in the
-file's metadata. Batches need no state: each is a function of its number.
+Tensors are the weights (`model.`) but for frozen ones, which the identity names, the best weights
+so far (`best.`), AdamW's state (`optimiser.<parameter>.`) and torch's random state (`random`).
+Everything else is JSON in the file's metadata. Batches need no state: each is a function of its
+number.
 """
 
 from __future__ import annotations
@@ -71,14 +72,14 @@ def pack(model: nn.Module, optimiser: torch.optim.Optimizer) -> Tensors:
     state = optimiser.state_dict()["state"]
     return {
         "random": torch.get_rng_state(),
-        **{f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        **{f"model.{name}": tensor for name, tensor in trained(model).items()},
         **{f"optimiser.{i}.{key}": t for i, of in state.items() for key, t in of.items()},
     }
 
 
 def unpack(tensors: Tensors, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Undo `pack`: weights, optimiser and torch's generator are as they were."""
-    model.load_state_dict(under("model.", tensors))
+    load(model, under("model.", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in under("optimiser.", tensors).items():
         parameter, _, key = name.partition(".")
@@ -86,6 +87,28 @@ def unpack(tensors: Tensors, model: nn.Module, optimiser: torch.optim.Optimizer)
     groups = optimiser.state_dict()["param_groups"]  # settings, which the identity vouches for
     optimiser.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(tensors["random"])
+
+
+def trained(model: nn.Module) -> Tensors:
+    """The state of a model without its frozen parameters, which never change."""
+    frozen = _frozen(model)
+    return {name: t for name, t in model.state_dict().items() if name not in frozen}
+
+
+def load(model: nn.Module, tensors: Tensors) -> None:
+    """Undo `trained`: every tensor finds its place, and nothing but frozen ones stays."""
+    state, frozen = model.state_dict(), _frozen(model)
+    model.load_state_dict({name: state[name] for name in frozen} | tensors)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser may change."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    every = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in every if not parameter.requires_grad}
 
 
 def under(prefix: str, tensors: Tensors) -> Tensors:

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .manifest import (
     PROMPTS_FILE,
     TEXT_TOKENIZER_FILE,
     TOKENIZER_FILE,
+    WEIGHTS_FILE,
     Manifest,
     ModalitySpec,
 )
@@ -39,6 +40,7 @@ from .model import Anchor, ModelConfig
 
 OPSET = 23
 TOLERANCE = 1e-5  # largest absolute difference of one number of a vector
+EXTERNAL_ABOVE = 1_500_000_000  # bytes of weights; protobuf refuses files of two gigabytes
 
 _SHAPES = ((1, 1, 1, 1), (1, 5, 3, 4), (3, 1, 1, 6), (2, 7, 5, 1), (4, 33, 8, 12))  # B, T, Q, L
 
@@ -96,7 +98,9 @@ def export_bundle(
         tokenizer.save(str(folder / TOKENIZER_FILE))
         (text_tokenizer or tokenizer).save(str(folder / TEXT_TOKENIZER_FILE))
         save_file(prompts or {}, folder / PROMPTS_FILE)
-        (folder / PROMPTS_FILE).chmod(0o644)  # safetensors makes it private
+        save_file(_weights(model), folder / WEIGHTS_FILE)
+        for name in (PROMPTS_FILE, WEIGHTS_FILE):
+            (folder / name).chmod(0o644)  # safetensors makes them private
         draft = seal(folder, _draft(model, info))
         parity = check_parity(model, Bundle.open(folder))
         return seal(folder, draft.model_copy(update={"parity": parity}))
@@ -105,7 +109,8 @@ def export_bundle(
 def check_parity(model: Anchor, bundle: Bundle, seed: int = 0) -> dict[str, Any]:
     """Largest absolute differences between model and graphs over several random shapes.
 
-    Keys: "event", "prefix", "suffix" and "answer" compare each graph with the same torch code;
+    Keys: "event", "prefix", "suffix" and "answer" compare each graph with the same torch code (the
+    state's numbers relative to the largest of their tensor, where that is above 1);
     "full" compares prefix then suffix in ONNX Runtime with one plain causal forward per question.
     Raises `BundleError` when one is above `TOLERANCE`.
     """
@@ -205,7 +210,7 @@ def _compare(
     answers = sessions["answer"].run(None, spoken_feed)[0]
     return {
         "event": _gap(event, model.event(torch.from_numpy(texts))),
-        "prefix": max(_gap(a, b) for a, b in zip(state, torch_state, strict=True)),
+        "prefix": max(_gap(a, b) / _size(b) for a, b in zip(state, torch_state, strict=True)),
         "suffix": _gap(vectors, torch_vectors),
         "full": _gap(vectors, reference(model, arrays)),
         "answer": _gap(answers, model.answer(*map(torch.from_numpy, spoken))),
@@ -230,6 +235,11 @@ def _gap(ours: np.ndarray[Any, Any], theirs: Tensor) -> float:
     """Largest absolute difference; NaN on either side counts as infinitely far."""
     gap = np.abs(ours - theirs.numpy())
     return float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
+
+
+def _size(tensor: Tensor) -> float:
+    """The largest number, at least 1: pretrained keys reach hundreds, and rounding with them."""
+    return float(tensor.abs().amax().clamp(min=1.0))
 
 
 def state_tensors(config: ModelConfig) -> tuple[str, ...]:
@@ -312,7 +322,9 @@ def _write(
         for value in node.outputs:
             if value.name in outputs and not value.is_graph_output():
                 value.name = f"inner_{value.name}"
-    program.save(path)
+    weights = program.model.graph.initializers.values()
+    size = sum(weight.const_value.nbytes for weight in weights if weight.const_value is not None)
+    program.save(path, external_data=size > EXTERNAL_ABOVE)  # beside it, as <name>.onnx.data
 
 
 @contextmanager
@@ -327,6 +339,15 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+def _weights(model: Anchor) -> dict[str, np.ndarray[Any, Any]]:
+    """What prompts are tuned with; texts reach it as vectors, so their encoder stays out."""
+    return {
+        name: tensor.detach().cpu().contiguous().numpy()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("texts.")
+    }
 
 
 def _draft(model: Anchor, info: BundleInfo) -> Manifest:
@@ -344,6 +365,7 @@ def _draft(model: Anchor, info: BundleInfo) -> Manifest:
         special_ids=model.special,
         opset=OPSET,
         state=state_tensors(model.config),
+        architecture=asdict(model.config),
         training=info.training,
     )
 

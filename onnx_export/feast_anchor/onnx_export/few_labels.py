@@ -98,10 +98,17 @@ def few_labels(
     shape = (draws, len(labels))
     auc = {(m, s): np.full(shape, np.nan) for m in methods for s in sizes}
     rounds = {key: np.full((*shape, len(weights)), np.nan, dtype=np.float32) for key in auc}
-    plan = [(size, draw) for size in sizes for draw in _draws(labels, size, draws, seed)]
+    plan = [
+        (size, list(_draws(labels, size, scenario, draws, seed)))
+        for size in sizes
+        for scenario in range(len(labels))
+    ]
 
-    def run(item: tuple[int, Draw]) -> None:
-        size, draw = item
+    def run(item: tuple[int, list[Draw]]) -> None:
+        for draw in item[1]:  # one after the other: a method may keep what it chose for the first
+            one(item[0], draw)
+
+    def one(size: int, draw: Draw) -> None:
         y = labels[draw.scenario]
         counted = np.concatenate((np.ones_like(weights[:1]), weights))[:, draw.scored]
         for name, method in methods.items():
@@ -119,17 +126,17 @@ def few_labels(
     return Curve(sizes, auc, rounds, seed)
 
 
-def _draws(labels: Array, size: int, draws: int, seed: int) -> Iterator[Draw]:
-    for scenario, y in enumerate(labels):
-        known = np.flatnonzero(y >= 0)
-        if min(np.sum(y == 0), np.sum(y == 1)) <= _MEMBERS or size >= len(known):
-            continue
-        for number in range(draws):
-            own = np.random.default_rng([seed, size, scenario, number])
-            labelled = _labelled(y, known, size, own)
-            if labelled is not None:
-                scored = np.setdiff1d(known, labelled)
-                yield Draw(number, scenario, labelled, scored, int(own.integers(2**31)))
+def _draws(labels: Array, size: int, scenario: int, draws: int, seed: int) -> Iterator[Draw]:
+    y = labels[scenario]
+    known = np.flatnonzero(y >= 0)
+    if min(np.sum(y == 0), np.sum(y == 1)) <= _MEMBERS or size >= len(known):
+        return
+    for number in range(draws):
+        own = np.random.default_rng([seed, size, scenario, number])
+        labelled = _labelled(y, known, size, own)
+        if labelled is not None:
+            scored = np.setdiff1d(known, labelled)
+            yield Draw(number, scenario, labelled, scored, int(own.integers(2**31)))
 
 
 def _labelled(y: Array, known: Array, size: int, generator: np.random.Generator) -> Array | None:

@@ -22,7 +22,17 @@ import torch
 from torch import Tensor
 
 from .batches import Batch, Batches
-from .checkpoints import Tensors, pack, read_checkpoint, under, unpack, write_checkpoint
+from .checkpoints import (
+    Tensors,
+    load,
+    pack,
+    read_checkpoint,
+    trainable,
+    trained,
+    under,
+    unpack,
+    write_checkpoint,
+)
 from .inputs import Ints
 from .model import Anchor
 from .objective import batch_loss
@@ -110,6 +120,7 @@ def fit(
         config.noise,
         config.seed,
         silent=config.silent,
+        twice=config.alike > 0,
         first=run.trace.step * config.accumulate,
         among=parts[0],
     )
@@ -147,7 +158,8 @@ class _Run:
     ) -> None:
         self.device = device()
         self.model, self.config, self.store = model.to(self.device), config, store
-        self.optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
+        self.parameters = trainable(model)  # frozen weights cost neither gradient nor moments
+        self.optimiser = torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay)
         self.trace, self.best = Trace(), Tensors()
         self.validation: list[Batch] = []
         if len(parts[1]):
@@ -184,7 +196,7 @@ class _Run:
         """Leave the model on the CPU with the weights to keep."""
         self.trace.seconds = time.perf_counter() - self.started
         if self.best:
-            self.model.load_state_dict(self.best)
+            load(self.model, self.best)
         self.model.cpu()
 
     def sentence(self) -> str:
@@ -206,12 +218,12 @@ class _Run:
             with torch.autocast(
                 self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
             ):
-                loss = batch_loss(self.model, batch, write, self.config.query_noise)
+                loss = batch_loss(self.model, batch, self.config, write)
                 loss = loss / len(batches)
             loss.backward()
             total += float(loss.detach())
             self.trace.pairs += int((batch.target >= 0).sum())
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.config, step)
         self.optimiser.step()
@@ -221,7 +233,7 @@ class _Run:
         self.model.eval()
         scores = asdict(evaluate(self.model, self.validation))
         if self.trace.look({"step": self.trace.step, **scores}):
-            self.best = {k: t.detach().clone() for k, t in self.model.state_dict().items()}
+            self.best = {k: t.detach().clone() for k, t in trained(self.model).items()}
 
     def _save(self, store: Store) -> None:
         self.trace.seconds = time.perf_counter() - self.started

@@ -4,7 +4,9 @@ Two digests with two jobs. Each file's SHA-256 says "these are the bytes that we
 `Manifest.digest` says "this is the model": it covers everything that decides what a vector means
 (graphs, tokenizer, modalities, token budgets, dimensions, pooling) and leaves out what does not
 (soft prompts of single scenarios, the parity record, training provenance). So a tuned prompt can
-be added to a bundle without moving any other scenario to a new embedding space.
+be added to a bundle without moving any other scenario to a new embedding space. The weights that
+prompts are tuned with stay out as well: they are the graphs' own numbers in another form, no vector
+is computed with them, and `weights` compares them with the graphs before it trusts them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ FORMAT_VERSION = 2  # 2: the answer graph, evidence, a tokenizer of the text enc
 MANIFEST_FILE = "manifest.json"
 GRAPHS = ("event", "prefix", "suffix", "answer")
 PROMPTS_FILE = "prompts.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 TEXT_TOKENIZER_FILE = "text_tokenizer.json"
 
@@ -95,6 +98,7 @@ class Manifest(_Frozen):
     dtype: Literal["float32"] = "float32"
     opset: int
     state: tuple[str, ...]  # names of the tensors that pass from prefix to suffix
+    architecture: dict[str, Any] = Field(default_factory=dict)  # `ModelConfig`, to read the weights
     files: dict[str, FileRecord] = Field(default_factory=dict)
     parity: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -104,7 +108,9 @@ class Manifest(_Frozen):
         """SHA-256 (hex) over all that decides what this model's vectors mean."""
         core = self.model_dump(mode="json", exclude=_NOT_MEANING)
         core["files"] = {
-            name: record.sha256 for name, record in self.files.items() if name != PROMPTS_FILE
+            name: record.sha256
+            for name, record in self.files.items()
+            if name not in (PROMPTS_FILE, WEIGHTS_FILE)
         }
         return canonical_sha256(core)
 
@@ -119,7 +125,7 @@ class Manifest(_Frozen):
         return json.dumps(payload, indent=2, sort_keys=True) + "\n"
 
 
-_NOT_MEANING = {"name", "entity", "files", "parity", "training"}
+_NOT_MEANING = {"name", "entity", "files", "architecture", "parity", "training"}
 
 
 def canonical_sha256(payload: Any) -> str:

@@ -17,68 +17,22 @@ F event features, C context features, V values kept per event, X numbers of evid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .decoder import Decoder, DecoderConfig
+from .backbones import Backbone
+from .decoder import Decoder
 from .evidence import Evidence
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
-from .manifest import Dims, SpecialIds
+from .manifest import SpecialIds
+from .sizes import ModelConfig
 from .text_encoder import OwnTextEncoder, TextEncoder
+from .words import OwnWords, PretrainedWords
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes and parts of the model, in numbers of floats, layers and heads."""
-
-    text: int = 64  # E: width of one encoded text; a pretrained text encoder has its own
-    key: int = 64  # width in which questions and events are compared
-    hidden: int = 64  # D: width of the decoder
-    layers: int = 2  # decoder layers
-    heads: int = 4  # query heads; hidden must be a multiple
-    kv_heads: int = 2  # key/value heads; heads must be a multiple
-    ff: int = 192  # inner width of SwiGLU
-    readout: int = 256  # width in which hidden state, question and evidence meet
-    head_hidden: int = 512  # inner width of the embedding head
-    embedding: int = 128  # width of the vector that is served
-    rope_base: float = 10_000.0  # slowest rotation: one turn in about 6 * rope_base tokens
-    dropout: float = 0.3  # in the readout and the head, while training
-    evidence: bool = True  # question-event similarity, counts and amounts at <USER_EMB>
-    query_tokens: bool = True  # the decoder reads the question word by word, not its vector only
-    user_token: bool = True  # the history begins with a token for all of it
-    modal_tokens: bool = True  # and with one per modality
-
-    @property
-    def head_dim(self) -> int:
-        """d: width of one head."""
-        return self.hidden // self.heads
-
-    def decoder(self) -> DecoderConfig:
-        """The sizes of the decoder inside the model."""
-        return DecoderConfig(
-            hidden=self.hidden,
-            layers=self.layers,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            ff=self.ff,
-            rope_base=self.rope_base,
-        )
-
-    def dims(self) -> Dims:
-        """The sizes that readers of a bundle need."""
-        return Dims(
-            text=self.text,
-            hidden=self.hidden,
-            layers=self.layers,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            embedding=self.embedding,
-        )
+__all__ = ["Anchor", "ModelConfig"]
 
 
 class Anchor(nn.Module):
@@ -90,19 +44,24 @@ class Anchor(nn.Module):
         special: SpecialIds,
         modalities: int,
         texts: TextEncoder | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
+        """With a backbone, its decoder and words are the model's, and its sizes go before ours.
+
+        Raises `SpecError` when the sizes do not fit each other.
+        """
         super().__init__()
-        if config.hidden % (2 * config.heads) or config.heads % config.kv_heads:
-            raise ValueError(
-                f"hidden={config.hidden}, heads={config.heads}, kv_heads={config.kv_heads}: "
-                "expected an even hidden / heads and a whole heads / kv_heads"
-            )
+        if backbone is not None:
+            config = config.around(backbone.config, tied=backbone.tied)
         self.texts = texts or OwnTextEncoder(special.first_prompt, config.text, special.pad)
-        config = replace(config, text=self.texts.width)
-        self.config, self.special, self.modalities = config, special, modalities
+        self.config = config = replace(config.sized(), text=self.texts.width)
+        self.special, self.modalities = special, modalities
         text, hidden = config.text, config.hidden
-        self.words = nn.Embedding(special.first_prompt, hidden)
-        nn.init.normal_(self.words.weight, std=hidden**-0.5)  # they are the output layer too
+        self.words: OwnWords | PretrainedWords
+        if backbone is None:
+            self.words = OwnWords(special.first_prompt, hidden, tied=config.tied)
+        else:
+            self.words = backbone.words(special.pad)
         self.event_in = _adapter(text, hidden)
         self.event_numbers = nn.Linear(len(EVENT_FEATURES), hidden, bias=False)
         self.modal_in = _adapter(text, hidden)
@@ -110,10 +69,11 @@ class Anchor(nn.Module):
         self.user_in = _adapter(text, hidden)
         self.query_in = nn.Linear(text, hidden, bias=False)
         self.context_in = nn.Linear(len(CONTEXT_FEATURES), hidden)
-        self.event_kind = nn.Parameter(0.1 * torch.randn(modalities, hidden))
-        self.modal_kind = nn.Parameter(0.1 * torch.randn(modalities, hidden))
-        self.absent = nn.Parameter(0.1 * torch.randn(modalities, hidden))
-        self.decoder = Decoder(config.decoder())
+        self.event_kind = _kinds(modalities, hidden)
+        self.modal_kind = _kinds(modalities, hidden)
+        self.absent = _kinds(modalities, hidden)
+        self.delimiter = _kinds(modalities, hidden) if config.delimiters else None
+        self.decoder = Decoder(config.decoder()) if backbone is None else backbone.decoder()
         self.evidence = Evidence(text, config.key, modalities) if config.evidence else None
         self.readout = Readout(config, Evidence.width(modalities) if config.evidence else 0)
 
@@ -124,6 +84,10 @@ class Anchor(nn.Module):
     def prefix_tokens(self, vectors: Tensor, features: Tensor, member: Tensor) -> Tensor:
         """vectors[B,T,E], features[B,T,F], member[B,T,M] -> decoder inputs [B,P,D]."""
         events = self.event_in(vectors) + self.event_numbers(features) + member @ self.event_kind
+        if self.delimiter is not None:
+            before = F.pad(member, (0, 0, 1, 0))[:, :-1]  # [B,T,M] of the event before, 0 for none
+            first = member * (1.0 - before)  # 1 where a run of one modality begins
+            events = events + first @ self.delimiter
         count = member.sum(1).unsqueeze(-1)  # [B,M,1]
         per_event = member.transpose(1, 2)  # [B,M,T]
         mean = per_event @ vectors / count.clamp(min=1.0)  # [B,M,E]
@@ -213,8 +177,8 @@ class Anchor(nn.Module):
         return self.readout(hidden[0, :, 0], vector, None)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token scores [..., first_prompt] of hidden states [..., D]; tied to the input."""
-        return F.linear(hidden, self.words.weight)
+        """Next-token scores [..., first_prompt] of hidden states [..., D]."""
+        return self.words.logits(hidden)
 
     def full(
         self,
@@ -280,6 +244,11 @@ class Readout(nn.Module):
         x = F.gelu(x)
         x = x + F.gelu(self.mix(self.dropout(x)))
         return F.normalize(self.head(self.dropout(x)), dim=-1, eps=1e-12)
+
+
+def _kinds(modalities: int, hidden: int) -> nn.Parameter:
+    """One vector per modality: [M,D]."""
+    return nn.Parameter(0.1 * torch.randn(modalities, hidden))
 
 
 def _adapter(width: int, out: int) -> nn.Sequential:

@@ -26,6 +26,7 @@ from torch import Tensor
 from .errors import PretrainedError
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_OF_SENTENCE_ENCODERS = ("modules.json", "1_Pooling/config.json")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -120,6 +121,13 @@ class Weights:
                 f"{self.folder} holds {len(left)} tensors that we have no place for, among them "
                 f"{left[:3]}; this model has parts that would be ignored, choose another"
             )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a folder that decide what its model is."""
+    optional = [name for name in _OF_SENTENCE_ENCODERS if (folder / name).is_file()]
+    names = {"config.json", "tokenizer.json", *_file_names(folder), *optional}
+    return [folder / name for name in sorted(names)]
 
 
 def read_json(path: Path) -> Any:

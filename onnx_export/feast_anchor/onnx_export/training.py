@@ -17,21 +17,25 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
+from tokenizers import Tokenizer
 
+from .backbones import Backbone, read_backbone
 from .batches import YES_NO, Batches
 from .card import identity, run_card, write_card
 from .corpus import Corpus
 from .errors import SourceError, SpecError
 from .export import BundleInfo, export_bundle
 from .fitting import Progress, Store, fit
+from .lora import add_lora, merge_lora
 from .manifest import Manifest, ModalitySpec
 from .model import Anchor
 from .questions import build_corpus
 from .sentence import read_sentence_encoder
 from .settings import TrainConfig
-from .text_encoder import OwnTextEncoder, PretrainedTextEncoder
+from .text_encoder import OwnTextEncoder, PretrainedTextEncoder, TextEncoder
 from .validation import split
 from .vocabulary import Words, special_ids, train_tokenizer
+from .words import PretrainedWords
 
 __all__ = ["TrainConfig", "train_bundle"]
 
@@ -78,6 +82,7 @@ def train_bundle(
         topics=config.topics,
         timezone=config.timezone,
         seed=config.seed,
+        families=config.families,
     )
     _require_examples(corpus)
     parts = split(corpus, config.validation_share)
@@ -85,11 +90,12 @@ def train_bundle(
         _beside(out, ".training.safetensors"), identity(corpus, modalities, entity, cut, config)
     )
     with _deterministic(config.seed):
-        words = _words(corpus, config)
-        batches = Batches(corpus, modalities, words)
+        backbone = None if config.backbone is None else read_backbone(config.backbone)
+        words = _words(corpus, config, backbone)
+        batches = Batches(corpus, modalities, words, config.even)
         if isinstance(words.texts, PretrainedTextEncoder):
             words.texts.centre(batches.texts)
-        model = _model(config, words, modalities)
+        model = _model(config, words, modalities, backbone)
         if isinstance(words.texts, PretrainedTextEncoder) and model.evidence is not None:
             model.evidence.start_from(words.texts.vectors(batches.texts))
         trace = fit(
@@ -100,6 +106,7 @@ def train_bundle(
             store,
             lambda text, done: report(text, 0.05 + 0.85 * done),
         )
+        _make_plain(model)
         report("exporting", 0.9)
         info = BundleInfo(
             name=out.name,
@@ -122,33 +129,52 @@ def _beside(out: Path, ending: str) -> Path:
     return out.with_name(out.name + ending)
 
 
-def _model(config: TrainConfig, words: Words, modalities: Sequence[ModalitySpec]) -> Anchor:
+def _model(
+    config: TrainConfig,
+    words: Words,
+    modalities: Sequence[ModalitySpec],
+    backbone: Backbone | None = None,
+) -> Anchor:
     try:
-        return Anchor(config.model, words.special, len(modalities), words.texts)
+        model = Anchor(config.model, words.special, len(modalities), words.texts, backbone)
     except ValueError as error:
         raise SpecError(f"the model's sizes do not fit each other: {error}") from error
+    if backbone is not None:
+        add_lora(model.decoder, rank=config.lora_rank, alpha=config.lora_alpha)
+    return model
 
 
-def _words(corpus: Corpus, config: TrainConfig) -> Words:
+def _make_plain(model: Anchor) -> None:
+    """Fold what training put beside frozen weights into them: an export knows one kind of model."""
+    merge_lora(model.decoder)
+    if isinstance(model.words, PretrainedWords):
+        model.words = model.words.plain()
+
+
+def _words(corpus: Corpus, config: TrainConfig, backbone: Backbone | None = None) -> Words:
     asked = [phrasing for question in corpus.questions for phrasing in question.phrasings]
     seen = [*corpus.events.texts, *asked, *corpus.answers, *YES_NO]
-    tokenizer = train_tokenizer(seen, config.vocab)
-    special = special_ids(tokenizer)
-    if config.text_encoder is None:
-        own = OwnTextEncoder(special.first_prompt, config.model.text, special.pad)
-        text_tokenizer, texts = tokenizer, own
-    else:
-        encoder, text_tokenizer = read_sentence_encoder(config.text_encoder)
-        texts = PretrainedTextEncoder(encoder)
+    own = train_tokenizer(seen, config.vocab)
+    tokenizer = own if backbone is None else backbone.tokenizer
+    text_tokenizer, texts = _text_encoder(config, own)
     return Words(
         tokenizer,
-        special,
+        special_ids(tokenizer),
         text_tokenizer,
         texts,
         config.max_text_tokens,
         config.max_query_tokens,
         config.model.query_tokens,
     )
+
+
+def _text_encoder(config: TrainConfig, own: Tokenizer) -> tuple[Tokenizer, TextEncoder]:
+    """The encoder of texts and its tokenizer; `own` is the one made of the data at hand."""
+    if config.text_encoder is None:
+        special = special_ids(own)
+        return own, OwnTextEncoder(special.first_prompt, config.model.text, special.pad)
+    encoder, tokenizer = read_sentence_encoder(config.text_encoder)
+    return tokenizer, PretrainedTextEncoder(encoder)
 
 
 def _require_examples(corpus: Corpus) -> None:

@@ -46,7 +46,15 @@ class Trees:
         return np.asarray(np.mean(odds, axis=0), dtype=np.float64)
 
 
-def fit_trees(x: Array, y: Array, seed: int, groups: Sequence[str] | None = None) -> Trees:
+def fit_trees(
+    x: Array,
+    y: Array,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    *,
+    setting: Setting | None = None,
+    forests: int = _SEEDS,
+) -> Trees:
     """LightGBM with the best of five settings by three-fold cross-validation on these rows.
 
     The same rows and seed give the same trees: one thread, LightGBM's deterministic mode.
@@ -56,6 +64,8 @@ def fit_trees(x: Array, y: Array, seed: int, groups: Sequence[str] | None = None
         y: bool or 0/1 [rows].
         seed: of folds and of the columns each tree may use.
         groups: whose row each is; rows of one group stay in one fold. None: each its own.
+        setting: what an earlier fit on as many rows preferred; None searches.
+        forests: how many are averaged.
 
     Raises:
         SourceError: a class has fewer than two rows.
@@ -64,10 +74,12 @@ def fit_trees(x: Array, y: Array, seed: int, groups: Sequence[str] | None = None
     rarer = int(min(np.sum(y == 0), np.sum(y == 1)))
     if rarer < 2:
         raise SourceError(f"trees need two rows of each class, the rarer class has {rarer}")
-    names = np.arange(len(y)) if groups is None else np.asarray(groups)
-    parts = _folds(y, names, min(3, rarer), seed)
-    best = max(SETTINGS, key=lambda s: _validated(x, y, s, seed, parts))  # the first of equals
-    return Trees(tuple(_boost(x, y, best, seed + n) for n in range(_SEEDS)), best)
+    if setting is None:
+        names = np.arange(len(y)) if groups is None else np.asarray(groups)
+        parts = _folds(y, names, min(3, rarer), seed)
+        # the first of equals
+        setting = max(SETTINGS, key=lambda s: _validated(x, y, s, seed, parts))
+    return Trees(tuple(_boost(x, y, setting, seed + n) for n in range(forests)), setting)
 
 
 def window_scores(

@@ -1,8 +1,8 @@
 """From words to ids: the decoder's own vocabulary, and the two tokenizers a model reads with.
 
 The decoder reads questions and answers with a byte-level BPE vocabulary trained on the data at
-hand. The text encoder reads events, questions and answers with that same vocabulary, or, when it is
-a pretrained one, with its own.
+hand, or, when it is a pretrained one, with its own. So does the text encoder read events, questions
+and answers; where neither is pretrained both read with the same vocabulary.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> Tokenizer:
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     """Ids just past the vocabulary: no text can produce them."""
-    size = tokenizer.get_vocab_size()
+    size = 1 + max(tokenizer.get_vocab().values())  # pretrained vocabularies may have gaps
     return SpecialIds(pad=size, user_emb=size + 1, eos=size + 2, first_prompt=size + 3)
 
 

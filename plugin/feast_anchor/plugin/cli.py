@@ -29,6 +29,27 @@ app = typer.Typer(
 _console = Console(soft_wrap=True)
 
 RepoOption = Annotated[Path, typer.Option("--repo", help="Folder with feature_store.yaml.")]
+CutOption = Annotated[
+    datetime,
+    typer.Option(
+        help="Only events before this instant (UTC) are read, such as 2017-09-01T00:00:00."
+    ),
+]
+ModalitiesOption = Annotated[
+    str, typer.Option(help="Where the list of Modality stands, as module:NAME.")
+]
+HeldOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Text file of entity keys, one a line, that must not be trained on.",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="TOML file of training settings (TrainConfig)."),
+]
 
 
 @app.command()
@@ -66,31 +87,12 @@ def demo(
 
 @app.command()
 def train(
-    cut: Annotated[
-        datetime,
-        typer.Option(
-            help="Only events before this instant (UTC) are read, such as 2017-09-01T00:00:00."
-        ),
-    ],
+    cut: CutOption,
     out: Annotated[Path, typer.Option(help="Bundle folder, replaced as a whole.")],
-    modalities: Annotated[
-        str, typer.Option(help="Where the list of Modality stands, as module:NAME.")
-    ] = "events:MODALITIES",
+    modalities: ModalitiesOption = "events:MODALITIES",
     repo: RepoOption = Path("."),
-    held_out: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Text file of entity keys, one a line, that must not be trained on.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="TOML file of training settings (TrainConfig)."
-        ),
-    ] = None,
+    held_out: HeldOutOption = None,
+    config: ConfigOption = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps, in place of the file's.")
     ] = None,
@@ -120,6 +122,136 @@ def train(
             on_progress=report,
         )
         _console.print(f"Wrote {out}, digest {manifest.digest}; curves in {out}.card")
+
+
+@app.command()
+def tune(
+    scenario: Annotated[
+        str, typer.Argument(help="The scenario's name; the prompt is stored under it.")
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            dir_okay=False,
+            help="Parquet file: the entity's join key, event_timestamp (the instant at which the "
+            "label was asked, with a time zone) and a boolean column.",
+        ),
+    ],
+    bundle: Annotated[Path, typer.Option(help="Bundle folder; the prompt is added to it.")],
+    query: Annotated[
+        str | None, typer.Option(help="The scenario's question, or give --view.")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option(help="An applied view that has the scenario with its question.")
+    ] = None,
+    repo: RepoOption = Path("."),
+    modalities: Annotated[
+        str, typer.Option(help="Where the list of Modality stands, as module:NAME.")
+    ] = "events:MODALITIES",
+    label_column: Annotated[
+        str | None, typer.Option(help="The label's column; the scenario's name by default.")
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Text file of entity keys, one a line, that must not be tuned on.",
+        ),
+    ] = None,
+    most_rows: Annotated[
+        int, typer.Option(min=1, help="Label rows to use at most; their states are in memory.")
+    ] = 2000,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Tune a prompt anew that the bundle has already.")
+    ] = False,
+) -> None:
+    """Fit one scenario to your labels: a soft prompt of a few tokens, in minutes on a CPU.
+
+    Nothing else of the bundle changes: no weight, no digest, no other scenario's vectors, and no
+    user's prefix. The tuned scenario's vectors are of a new embedding space, so they are served
+    when the scenario names the prompt and the view has a new name:
+
+        feast-anchor tune tea --labels labels.parquet --bundle models/shopper --query "Buys tea?"
+        Scenario("tea", "Buys tea?", prompt="tea")
+
+    Only events strictly before a label's event_timestamp are read. A quarter of the users choose
+    the step that is kept; how well they are told apart before and after is printed and kept in the
+    manifest. Needs the `train` extra.
+    """
+    with _readable_errors():
+        from .tune import prompt_settings, tune_from_repo
+
+        def report(text: str, done: float) -> None:
+            _console.print(f"{done:4.0%} {text}", highlight=False)
+
+        found = tune_from_repo(
+            repo.absolute(),
+            scenario,
+            labels=labels.absolute(),
+            bundle=bundle.absolute(),
+            query=query,
+            view=view,
+            modalities=modalities,
+            column=label_column,
+            held_out=held_out.read_text("utf-8").splitlines() if held_out else [],
+            config=prompt_settings(steps, seed),
+            most_rows=most_rows,
+            replace=replace,
+            on_progress=report,
+        )
+        for line in found.sentences(scenario, str(bundle)):
+            _console.print(line, highlight=False, markup=False)
+
+
+@app.command()
+def corpus(
+    cut: CutOption,
+    out: Annotated[Path, typer.Option(help="The corpus's folder; read if it is already there.")],
+    modalities: ModalitiesOption = "events:MODALITIES",
+    repo: RepoOption = Path("."),
+    held_out: HeldOutOption = None,
+    config: ConfigOption = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of every random choice, in place of the file's.")
+    ] = None,
+    writer: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible endpoint that writes further questions from facts about "
+            "training users, such as http://localhost:8000/v1. Its key, if it needs one, is read "
+            "from FEAST_ANCHOR_WRITER_KEY."
+        ),
+    ] = None,
+    writer_model: Annotated[str, typer.Option(help="The endpoint's model.")] = "default",
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Most requests to the endpoint, failed ones included.")
+    ] = 200,
+) -> None:
+    """Build and store the questions and answers that `train` would train on, and count them."""
+    with _readable_errors():
+        from feast_anchor.onnx_export.endpoint import Endpoint
+
+        from .corpus import statistics_tables, store_corpus_from_repo
+
+        keys = held_out.read_text("utf-8").splitlines() if held_out else []
+        stored = store_corpus_from_repo(
+            repo.absolute(),
+            modalities,
+            cut=cut.replace(tzinfo=UTC) if cut.tzinfo is None else cut,
+            out=out.absolute(),
+            held_out=keys,
+            config=config.absolute() if config else None,
+            seed=seed,
+            endpoint=Endpoint(writer, writer_model) if writer else None,
+            max_requests=max_requests,
+            on_progress=lambda text, done: _console.print(f"{done:4.0%} {text}", highlight=False),
+        )
+        _console.print(*statistics_tables(stored.statistics), sep="\n")
+        if stored.writer:
+            _console.print(stored.writer, highlight=False)
 
 
 @app.command()

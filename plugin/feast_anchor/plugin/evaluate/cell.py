@@ -37,6 +37,7 @@ from .config import EvaluationConfig, Part
 from .features import make_features
 from .rows import Board, baseline_rows, few_label_methods, ordered, vector_rows
 from .store import RECORD, Cell, code_digest, load_cell, save_cell, tables_digest
+from .tuned import add_prompts
 from .users import Labelled, check_classes, divide, read_labels
 from .vectors import Vectors, make_vectors, prompts_in
 
@@ -135,6 +136,11 @@ def run_cell(
     check_classes(config, labels, part)
     with stages.stage("train"):
         bundle = _train(config, unseen, folder / "bundle", stages)
+    if config.prompts and baselines:
+        with stages.stage("prompts"):
+            bundle = add_prompts(
+                config, bundle, tables.events, tables.earlier, everyone - unseen, stages.report
+            )
     with stages.stage("vectors"):
         vectors = make_vectors(
             bundle,
@@ -222,7 +228,7 @@ def _training(config: EvaluationConfig) -> TrainConfig:
         )
     with needs_train_extra():
         from feast_anchor.onnx_export.settings import config_from
-    return config_from({**config.train, "seed": config.seed}, "[train]")
+    return config_from({**config.train, "seed": config.seed}, "[train]", config.repo)
 
 
 def _with_history(tables: Tables, config: EvaluationConfig) -> Labelled:

@@ -85,6 +85,7 @@ class EvaluationConfig(_Frozen):
     seed: int = 0
     rounds: int = Field(default=1000, ge=100)  # of the user bootstrap
     draws: int = Field(default=20, ge=2)  # repetitions of each number of labels
+    prompts: bool = True  # tune one per scenario on earlier labels of users not reported
     train: dict[str, Any] = Field(default_factory=dict)
     scenarios: dict[str, ScenarioConfig] = Field(min_length=1)
     full: FullConfig = Field(default_factory=FullConfig)

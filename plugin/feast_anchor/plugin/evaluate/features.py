@@ -6,7 +6,9 @@ encoder) is chosen on users that are not reported, from events before the cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,7 +34,12 @@ _LEAST = 10  # earlier rows of each class that trees are fitted on
 
 
 class Fitted(Protocol):
-    """Anything that was fitted and can score."""
+    """Trees that were fitted and can score, and the setting they were fitted with."""
+
+    @property
+    def setting(self) -> Mapping[str, float]:
+        """What a search preferred."""
+        ...
 
     def score(self, x: Array) -> Array:
         """Scores [N] of columns [N, D]."""
@@ -41,7 +48,7 @@ class Fitted(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """Columns of N reported users; `trees` fits trees on (x, y, seed)."""
+    """Columns of N reported users, and what fits trees on them."""
 
     activity: Array  # [N, 10]
     tabular: Array  # [N, F]
@@ -49,7 +56,7 @@ class Features:
     window: Array | None  # [S, N] log-odds of trees on earlier windows; None without such labels
     factors: Array  # [N, d]
     sequence: Array  # [N, d]
-    trees: Callable[[Array, Array, int], Fitted]
+    trees: Callable[..., Fitted]  # `trees.fit_trees`
 
     def ideal(self, scenario: int) -> Array:
         """Activity and the scenario's own topic: conditioning as good as counting can do it."""
@@ -138,9 +145,13 @@ def _window_scores(
     labels = np.concatenate([moment.y for moment in windows], axis=1)  # [S, rows]
     moments = np.repeat(np.arange(len(windows)), [len(moment.users) for moment in windows])
     out = np.full((len(labels), len(reported)), np.nan)
-    for scores, y in zip(out, labels, strict=True):
-        known = y >= 0
+
+    def run(scenario: int) -> None:
+        y, known = labels[scenario], labels[scenario] >= 0
         if min(np.sum(y == 0), np.sum(y == 1)) >= _LEAST:
             groups = users[known].tolist()
-            scores[:] = score(x[known], y[known], moments[known], groups, reported, seed)
+            out[scenario] = score(x[known], y[known], moments[known], groups, reported, seed)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, range(len(labels))))
     return out

@@ -40,6 +40,7 @@ WINDOW, WINDOW_LOGISTIC = "earlier-window trees, no labels", "earlier-window tre
 FACTORISATION, SEQUENCE = "factorisation", "sequence encoder"
 
 _FOLDS = 5
+_FEW_FORESTS = 3  # averaged per draw of few labels; thousands are fitted
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,14 @@ def _learned(
 
 
 def _few_trees(features: Features) -> Method:
+    """Trees whose setting is searched on the first draw of each scenario and number of labels."""
+    chosen: dict[tuple[int, int], Mapping[str, float]] = {}
+
     def method(scenario: int, known: Array, y: Array, scored: Array, seed: int) -> Array:
-        x = features.tabular
-        return features.trees(x[known], y, seed).score(x[scored])
+        x, key = features.tabular, (scenario, len(known))
+        fitted = features.trees(x[known], y, seed, setting=chosen.get(key), forests=_FEW_FORESTS)
+        chosen[key] = fitted.setting
+        return fitted.score(x[scored])
 
     return method
 

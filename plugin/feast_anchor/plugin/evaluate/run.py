@@ -20,8 +20,9 @@ from feast_anchor.onnx_export.plots import write_plots
 from feast_anchor.onnx_export.report import Findings, tables, write_summary
 
 from . import rows as table
-from .cell import Cell, Stages, Tables, read_tables, run_cell
+from .cell import Stages, Tables, read_tables, run_cell
 from .config import EvaluationConfig, FullVariant, Part, load_config
+from .store import Cell
 
 Array = np.ndarray[Any, Any]
 

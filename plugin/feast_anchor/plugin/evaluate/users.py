@@ -7,25 +7,23 @@ before it.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from hashlib import md5
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feast_anchor.onnx_export.errors import SourceError
 
+from ..labels import TIMESTAMP, read_label_table
 from .config import EvaluationConfig, Part, utc
 
 Array = np.ndarray[Any, Any]
 
-TIMESTAMP = "event_timestamp"
 _LEAST = 10  # users of each class in the reported part: five folds of two
 
 
@@ -45,9 +43,13 @@ class Labelled:
 
 
 def part_of(user: str, split: int, config: EvaluationConfig) -> str:
-    """The user's part in one split: "test", "validation" or "train"."""
-    digest = hashlib.sha256(f"{split}:{user}".encode()).digest()
-    place = int.from_bytes(digest[:8], "little") / 2**64
+    """The user's part in one split: "test", "validation" or "train".
+
+    In split 0 a test share of .4 are the users that the demo holds out (`md5_number_lower`).
+    """
+    key = f"{split}:{user}" if split else user
+    digest = md5(key.encode(), usedforsecurity=False).digest()
+    place = int.from_bytes(digest[8:], "little") % 100 / 100
     if place < config.test_share:
         return "test"
     return "validation" if place < config.test_share + config.validation_share else "train"
@@ -78,7 +80,9 @@ def read_labels(config: EvaluationConfig, key: str) -> tuple[Labelled, tuple[Lab
         SourceError: the table is missing or not as the config says; no row stands at the cut; a
             user has two rows at one time.
     """
-    table = _read_table(config, key)
+    columns = [config.column(name) for name in config.names]
+    hint = 'A scenario\'s column is named like the scenario unless label = "…" says otherwise'
+    table = read_label_table(config.labels, key, columns, hint)
     at = table.column(TIMESTAMP).cast(pa.timestamp("us", tz="UTC"))
     times = sorted(moment for moment in pc.unique(at).to_pylist() if moment is not None)
     if config.cut not in times:
@@ -111,43 +115,6 @@ def check_classes(config: EvaluationConfig, labels: Labelled, part: Part) -> Non
                 f"scenario {name!r} has {counts[1]} positive and {counts[0]} negative users in the "
                 f"{part} part, expected at least {_LEAST} of each; take more users, another label "
                 "or another horizon, or leave the scenario out"
-            )
-
-
-def _read_table(config: EvaluationConfig, key: str) -> pa.Table:
-    path = config.labels
-    try:
-        schema = pq.read_schema(path)
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"no labels at {path}; expected a Parquet file with {key!r}, {TIMESTAMP!r} and one "
-            "boolean column per scenario"
-        ) from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
-    columns = [key, TIMESTAMP, *(config.column(name) for name in config.names)]
-    missing = [column for column in columns if column not in schema.names]
-    if missing:
-        raise SourceError(
-            f"{path} has no column {missing}; it has {schema.names}. A scenario's column is named "
-            'like the scenario unless label = "…" says otherwise'
-        )
-    _check_types(path, schema, columns[2:])
-    return pq.read_table(path, columns=list(dict.fromkeys(columns)))
-
-
-def _check_types(path: Path, schema: pa.Schema, labels: Sequence[str]) -> None:
-    stamp = schema.field(TIMESTAMP).type
-    if not pa.types.is_timestamp(stamp) or stamp.tz is None:
-        raise SourceError(
-            f"{path} column {TIMESTAMP!r} is {stamp}, expected a timestamp with a time zone "
-            "such as timestamp[us, tz=UTC]"
-        )
-    for column in labels:
-        if not pa.types.is_boolean(schema.field(column).type):
-            raise SourceError(
-                f"{path} column {column!r} is {schema.field(column).type}, expected bool: true, "
-                "false, or null where nothing is known"
             )
 
 
