@@ -3,8 +3,9 @@
 The law of this module: a vector depends on the user's own events, the as-of time, the scenario
 and the bundle, and on nothing else, to the last bit. So nothing is padded to its neighbours: each
 run of the prefix and suffix graphs holds one user, a question's width is a function of its own
-length (sums over a row come out differently when the row gets longer, even if by zeros), and
-event texts are encoded at a fixed width in fixed batches.
+length (sums over a row come out differently when the row gets longer, even if by zeros), no
+question is asked in a run of its own (one row is multiplied in another way than several), and
+texts are encoded at widths of their own in fixed batches.
 
 On CPU this is also the fastest way: padding costs more than batching wins. Worker threads over
 single-threaded sessions fill the cores, because ONNX Runtime releases the GIL.
@@ -35,6 +36,7 @@ from .histories import Cut, History
 
 _WIDTH_STEP = 8  # a suffix is padded to a multiple of this
 _BLOCKS_PER_RUN = 64  # suffix blocks (as-of times x scenarios) in one run: bounds its memory
+_LEAST_BLOCKS = 2  # ONNX Runtime multiplies a lone row by another routine, whose last bits differ
 
 
 @dataclass(frozen=True)
@@ -143,19 +145,17 @@ class Scorer:
         """Questions of one width at some as-of times: float32 [S, questions of the group, dim]."""
         moments, questions = len(contexts), len(group.ids)
         blocks = moments * questions
-        (embedding,) = self._suffix.run(
-            ["embedding"],
-            {
-                "ids": np.tile(group.ids, (moments, 1))[None],  # [1, S*Q, L]
-                "qlen": np.tile(group.lengths, moments)[None],  # [1, S*Q]
-                "plen": np.full((1, blocks), prefix_tokens, dtype=np.int64),
-                "context": np.repeat(np.stack(contexts), questions, axis=0)[None],  # [1, S*Q, C]
-                "query": np.tile(group.vectors, (moments, 1))[None],  # [1, S*Q, E]
-                "prompt": self._prompts,
-                **state,
-            },
-        )
-        vectors: Floats = embedding.reshape(moments, questions, -1)
+        asked = {
+            "ids": np.tile(group.ids, (moments, 1)),  # [S*Q, L]
+            "qlen": np.tile(group.lengths, moments),  # [S*Q]
+            "plen": np.full(blocks, prefix_tokens, dtype=np.int64),
+            "context": np.repeat(np.stack(contexts), questions, axis=0),  # [S*Q, C]
+            "query": np.tile(group.vectors, (moments, 1)),  # [S*Q, E]
+        }
+        rows = np.resize(np.arange(blocks), max(_LEAST_BLOCKS, blocks))
+        feed = {name: array[rows][None] for name, array in asked.items()}  # [1, blocks or more, ..]
+        (embedding,) = self._suffix.run(["embedding"], feed | {"prompt": self._prompts, **state})
+        vectors: Floats = embedding[0, :blocks].reshape(moments, questions, -1)
         return vectors
 
 
