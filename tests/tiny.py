@@ -15,7 +15,9 @@ from feast_anchor.onnx_export.manifest import ModalitySpec
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from feast_anchor.onnx_export.corpus import Corpus
     from feast_anchor.onnx_export.settings import TrainConfig
+    from feast_anchor.onnx_export.vocabulary import Words
 
 TINY_START = datetime(2024, 1, 1, tzinfo=UTC)
 TINY_CUT = datetime(2024, 4, 1, tzinfo=UTC)
@@ -81,6 +83,13 @@ def tiny_config() -> TrainConfig:
     )
 
 
+def tiny_words(corpus: Corpus) -> Words:
+    """How a small model with a text encoder of its own reads the words of a corpus."""
+    from feast_anchor.onnx_export.training import _words
+
+    return _words(corpus, tiny_config())
+
+
 def tiny_bundle(folder: Path) -> Path:
     """Train and export a bundle of a few steps into `folder`/tiny; half a minute, so share it."""
     from feast_anchor.onnx_export.training import train_bundle
@@ -119,6 +128,29 @@ def tiny_bert(folder: Path) -> Any:
     model.save_pretrained(folder)
     _bert_tokenizer().save(str(folder / "tokenizer.json"))
     return model
+
+
+def bert_bundle(folder: Path, bert: Path) -> Path:
+    """Export an untrained model that reads texts with `tiny_bert`, without query tokens."""
+    from dataclasses import replace
+
+    import torch
+
+    from feast_anchor.onnx_export.export import BundleInfo, export_bundle
+    from feast_anchor.onnx_export.model import Anchor
+    from feast_anchor.onnx_export.sentence import read_sentence_encoder
+    from feast_anchor.onnx_export.text_encoder import PretrainedTextEncoder
+    from feast_anchor.onnx_export.vocabulary import special_ids, train_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["will this customer have fresh milk or wine"], 300)
+    encoder, text_tokenizer = read_sentence_encoder(bert)
+    config = replace(tiny_config().model, query_tokens=False)
+    texts = PretrainedTextEncoder(encoder)
+    model = Anchor(config, special_ids(tokenizer), len(TINY_MODALITIES), texts)
+    info = BundleInfo("bert", "customer_id", TINY_MODALITIES, 12, 32, {})
+    export_bundle(model, tokenizer, info, folder / "bert", text_tokenizer=text_tokenizer)
+    return folder / "bert"
 
 
 def _bert_tokenizer() -> Tokenizer:

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from feast_anchor.onnx_export.batches import Batch, Batches, special_ids, train_tokenizer
+from feast_anchor.onnx_export.batches import YES_NO, Batch, Batches
 from feast_anchor.onnx_export.corpus import Corpus
 from feast_anchor.onnx_export.questions import build_corpus
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, tiny_events, tiny_words
 
 
 @pytest.fixture(scope="module")
@@ -21,90 +21,152 @@ def corpus() -> Corpus:
     )
 
 
-def draw(corpus: Corpus, seed: int, noise: float = 0.0) -> tuple[Batch, Batches]:
-    asked = [text for question in corpus.questions for text in question.phrasings]
-    tokenizer = train_tokenizer([*corpus.events.texts, *asked, *corpus.answers], 600)
-    batches = Batches(corpus, TINY_MODALITIES, tokenizer, special_ids(tokenizer), 12, 24)
-    return next(batches.draw(6, 5, noise, seed)), batches
+@pytest.fixture(scope="module")
+def batches(corpus: Corpus) -> Batches:
+    """What draws from it."""
+    return Batches(corpus, TINY_MODALITIES, tiny_words(corpus))
 
 
-def test_special_ids_cannot_be_written() -> None:
-    """No text, not even one that looks like a special token, reaches an id past the vocabulary."""
-    tokenizer = train_tokenizer(["tea in dry"], 400)
-    special = special_ids(tokenizer)
-    for text in ("<USER_EMB>", "[PAD] </s>", "日本語 ☂", "\x00\x1f"):
-        assert max(tokenizer.encode(text).ids, default=0) < special.pad
+def draw(batches: Batches, seed: int, noise: float = 0.0, silent: float = 0.0) -> Batch:
+    return next(batches.draw(6, 8, noise, seed, silent=silent))
 
 
-def test_tokenizer_is_the_same_each_time() -> None:
-    """Training twice, in another order of texts, gives the same file."""
-    texts = ["tea in dry", "ham in meat", "tea", "will this customer have tea?"]
-    assert train_tokenizer(texts, 300).to_str() == train_tokenizer(texts[::-1], 300).to_str()
-
-
-def test_case_and_punctuation_do_not_matter() -> None:
-    """Questions with and without a question mark are one question."""
-    tokenizer = train_tokenizer(["will tea be bought"], 400)
-    assert tokenizer.encode("Will TEA be bought?").ids == tokenizer.encode("will tea be bought").ids
-
-
-def test_each_question_ends_in_user_emb(corpus: Corpus) -> None:
+@pytest.mark.parametrize("silent", [0.0, 0.5])
+def test_each_question_ends_in_user_emb(batches: Batches, silent: float) -> None:
     """<USER_EMB> stands at qlen - 1 and nowhere else; padding follows it."""
-    batch, batches = draw(corpus, 0, noise=0.5)
-    special = batches.special
+    batch = draw(batches, 0, noise=0.5, silent=silent)
+    special = batches.words.special
     at = (batch.ids == special.user_emb).nonzero()[:, 2].reshape(batch.qlen.shape)
     assert (at == batch.qlen - 1).all()
     assert ((batch.ids == special.pad).sum(-1) == batch.ids.shape[2] - batch.qlen).all()
 
 
-def test_targets_are_the_corpus_labels(corpus: Corpus) -> None:
+def test_targets_are_the_corpus_labels(batches: Batches) -> None:
     """Each target is one of its own question's answers, and each answer ends in <EOS>."""
-    batch, batches = draw(corpus, 1)
+    batch = draw(batches, 1)
     asked = batch.target >= 0
     questions = np.broadcast_to(np.arange(batch.target.shape[1]), batch.target.shape)
     assert bool(asked.any())
     assert batch.same[questions[asked.numpy()], batch.target[asked]].all()
     last = batch.answers[np.arange(len(batch.answers)), batch.answer_length - 1]
-    assert (last == batches.special.eos).all()
+    assert (last == batches.words.special.eos).all()
 
 
-def test_plen_counts_real_events(corpus: Corpus) -> None:
+def test_what_a_target_says_is_what_its_text_says(batches: Batches) -> None:
+    """Answers that begin with a yes or a no say so, all others and missing ones say neither; the
+    batch's last two answers are a plain yes and a plain no.
+    """
+    said = set()
+    for seed in range(8):
+        batch = draw(batches, seed)
+        texts = [decoded(batches, row) for row in batch.answers]
+        assert tuple(texts[-2:]) == YES_NO
+        assert int(batch.target.max()) < len(texts) - 2 == batch.same.shape[1]
+        for target, says in zip(batch.target.flatten(), batch.says.flatten(), strict=True):
+            first = texts[target].split()[0] if target >= 0 else ""
+            assert int(says) == {"yes": 1, "no": 0}.get(first, -1)
+            said.add(int(says))
+    assert said == {-1, 0, 1}
+
+
+def decoded(batches: Batches, ids: torch.Tensor) -> str:
+    special, tokenizer = batches.words.special, batches.words.tokenizer
+    return tokenizer.decode([i for i in ids.tolist() if i < special.pad]).strip()
+
+
+def test_a_questions_text_vector_is_of_its_own_words(batches: Batches) -> None:
+    """`query` points at the phrasing whose tokens stand in `ids`."""
+    batch = draw(batches, 4, silent=0.3)
+    pad = batches.words.special.pad
+    for query, ids, length in zip(
+        batch.query.flatten(), batch.ids.flatten(0, 1), batch.qlen.flatten(), strict=True
+    ):
+        read = [i for i in batch.queries[query].tolist() if i != pad] if query >= 0 else []
+        assert ids[: length - 1].tolist() == read
+
+
+def test_nothing_is_asked_of_silent_pairs(batches: Batches) -> None:
+    """About the asked share has only <USER_EMB> and no query; the other pairs have both, and
+    the right answers are what they would have been.
+    """
+    shares = []
+    for seed in range(20):
+        batch, spoken = draw(batches, seed, silent=0.3), draw(batches, seed)
+        quiet = batch.query < 0
+        assert torch.equal(quiet, batch.qlen == 1)
+        assert (batch.ids[quiet][:, 0] == batches.words.special.user_emb).all()
+        assert (batch.ids[quiet][:, 1:] == batches.words.special.pad).all()
+        assert torch.equal(batch.target >= 0, spoken.target >= 0)
+        assert (spoken.query >= 0).all()
+        shares.append(float(quiet.float().mean()))
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.06)
+
+
+def test_a_model_without_query_tokens_reads_user_emb_alone(corpus: Corpus) -> None:
+    """Then no question has words, and each keeps its text vector."""
+    words = replace(tiny_words(corpus), query_tokens=False)
+    batch = draw(Batches(corpus, TINY_MODALITIES, words), 0)
+    assert batch.ids.shape[2] == 1
+    assert (batch.ids == words.special.user_emb).all()
+    assert (batch.query >= 0).all()
+
+
+def test_small_families_are_asked_as_often_as_large_ones(batches: Batches) -> None:
+    """A question's chance is larger in a smaller family, and it is one over all questions."""
+    families = np.array([question.family for question in batches.corpus.questions])
+    size = np.array([(families == family).sum() for family in families])
+    assert len(np.unique(size)) > 2
+    assert batches.chance.sum() == pytest.approx(1.0)
+    order = np.argsort(size)
+    assert (np.diff(batches.chance[order]) <= 1e-12).all()
+    share = {family: batches.chance[families == family].sum() for family in set(families)}
+    even = (families == families[order[-1]]).mean()
+    assert share[families[order[-1]]] < even  # the largest is held back
+
+
+def test_days_count_to_the_newest_event(batches: Batches) -> None:
+    """Every history's newest event is at 0 days, none is negative, and padding is 0."""
+    batch = draw(batches, 5)
+    real = batch.modality >= 0
+    assert (batch.days[~real] == 0).all()
+    assert (batch.days >= 0).all()
+    timed = real & (batch.modality != 2)
+    assert (batch.days.masked_fill(~timed, 999.0).amin(1)[timed.any(1)] == 0).all()
+
+
+def test_plen_counts_real_events(batches: Batches) -> None:
     """A plen is one user token, one per modality and the real events."""
-    batch, _ = draw(corpus, 2)
+    batch = draw(batches, 2)
     real = (batch.modality >= 0).sum(1)
     assert (batch.plen == (1 + len(TINY_MODALITIES) + real).unsqueeze(1)).all()
 
 
-def test_noise_only_swaps_words(corpus: Corpus) -> None:
+def test_noise_only_swaps_words(batches: Batches) -> None:
     """Noise replaces tokens of questions and leaves their lengths alone."""
-    clean, _ = draw(corpus, 3)
-    noisy, _ = draw(corpus, 3, noise=0.5)
+    clean, noisy = draw(batches, 3), draw(batches, 3, noise=0.5)
     assert (clean.qlen == noisy.qlen).all()
     assert (clean.ids != noisy.ids).any()
 
 
-def test_a_batch_depends_on_its_number_alone(corpus: Corpus) -> None:
+def test_a_batch_depends_on_its_number_alone(batches: Batches) -> None:
     """Drawing from number 15 on gives batches 15, 16 and 17 of the whole, across a pool's end."""
-    _, batches = draw(corpus, 0)
-    whole = list(itertools.islice(batches.draw(6, 5, 0.1, 3), 18))[15:]
-    later = list(itertools.islice(batches.draw(6, 5, 0.1, 3, first=15), 3))
+    whole = list(itertools.islice(batches.draw(6, 5, 0.1, 3, silent=0.2), 18))[15:]
+    later = list(itertools.islice(batches.draw(6, 5, 0.1, 3, silent=0.2, first=15), 3))
     for one, two in zip(whole, later, strict=True):
         assert all(torch.equal(getattr(one, f.name), getattr(two, f.name)) for f in fields(Batch))
     assert not torch.equal(whole[0].plen, whole[1].plen)
 
 
-def test_only_the_snapshots_asked_for_are_drawn(corpus: Corpus) -> None:
+def test_only_the_snapshots_asked_for_are_drawn(batches: Batches) -> None:
     """With `among`, no other history enters a batch, however many are needed."""
-    _, batches = draw(corpus, 0)
     wanted = np.array([2, 5])
     batch = next(batches.draw(6, 5, 0.0, 0, among=wanted))
     lengths = batch.plen[:, 0] - batches.prefix_tokens
     assert set(lengths.tolist()) <= set(batches.lengths[wanted].tolist())
 
 
-def test_batches_for_measuring_mix_long_and_short_histories(corpus: Corpus) -> None:
+def test_batches_for_measuring_mix_long_and_short_histories(batches: Batches) -> None:
     """Alike, a batch spans little of the lengths there are; unlike, most of them."""
-    _, batches = draw(corpus, 0)
 
     def spread(alike: bool) -> float:
         drawn = itertools.islice(batches.draw(6, 5, 0.0, 0, alike=alike), 16)

@@ -65,7 +65,9 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["event.onnx", "suffix.onnx", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["event.onnx", "suffix.onnx", "tokenizer.json", "text_tokenizer.json"]
+)
 def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
     """A listed file that is not there is named."""
     (folder / name).unlink()
@@ -234,6 +236,34 @@ def test_no_query_is_the_general_embedding(bundle_folder: Path) -> None:
     assert bundle.fingerprint(None) != bundle.fingerprint("will this customer have tea?")
 
 
+def test_a_texts_vector_does_not_depend_on_the_others(bundle_folder: Path) -> None:
+    """Alone, among a hundred others and in another order, a text's vector has the same bits."""
+    bundle = Bundle.open(bundle_folder)
+    event = bundle.session("event")
+    texts = [
+        " ".join(["ham in meat", "tea", "apples"][: 1 + n % 3] * (1 + n % 9)) + f" {n}"
+        for n in range(100)
+    ]
+    together = bundle.encode_texts(texts, event)
+    assert together.dtype == np.float32
+    assert together.shape == (100, bundle.manifest.dims.text)
+    assert bundle.encode_texts(texts[::-1], event)[::-1].tobytes() == together.tobytes()
+    for number in (0, 1, 26, 99):
+        assert bundle.encode_texts([texts[number]], event).tobytes() == together[number].tobytes()
+    assert bundle.encode_texts([], event).shape == (0, bundle.manifest.dims.text)
+    assert np.isfinite(bundle.encode_texts([""])).all()
+
+
+def test_a_querys_vector_is_zero_where_nothing_is_asked(bundle_folder: Path) -> None:
+    """The general embedding reads zeros, a question what the event graph makes of its words."""
+    bundle = Bundle.open(bundle_folder)
+    vectors = bundle.query_vectors([None, "tea", None])
+    assert not vectors[[0, 2]].any()
+    assert vectors[1].tobytes() == bundle.encode_texts(["tea"]).tobytes()
+    assert vectors[1].any()
+    assert not bundle.query_vectors([None]).any()
+
+
 def test_an_unknown_prompt_is_refused(bundle_folder: Path) -> None:
     """A prompt that the bundle does not have is named with those it has."""
     with pytest.raises(BundleError, match="no prompt 'churn'"):
@@ -241,7 +271,9 @@ def test_an_unknown_prompt_is_refused(bundle_folder: Path) -> None:
 
 
 def test_an_answer_is_read_as_in_training(bundle_folder: Path, monkeypatch: Any) -> None:
-    """Each text goes into the answer graph alone: its tokens, then <EOS>, and nothing padded."""
+    """Each text goes into the answer graph alone: its tokens, then <EOS>, nothing padded, and its
+    own text vector.
+    """
     bundle = Bundle.open(bundle_folder)
     seen: list[dict[str, list[Any]]] = []
 
@@ -250,11 +282,21 @@ def test_an_answer_is_read_as_in_training(bundle_folder: Path, monkeypatch: Any)
             seen.append({name: array.tolist() for name, array in feed.items()})
             return [np.full((1, 16), len(seen), dtype=np.float32)]
 
-    monkeypatch.setattr(Bundle, "session", lambda _, graph: {"answer": Recorder()}[graph])
-    vectors = bundle.answer_vectors(["Yes, produce", "no"])
+    texts = ["Yes, produce", "no"]
+    spoken = [bundle.encode_texts([text]).tolist() for text in texts]
+    session = Bundle.session
+    monkeypatch.setattr(
+        Bundle,
+        "session",
+        lambda self, graph: Recorder() if graph == "answer" else session(self, graph),
+    )
+    vectors = bundle.answer_vectors(texts)
     asked = [bundle.tokenizer.encode(text).ids for text in ("yes produce", "no")]
     eos = bundle.manifest.special_ids.eos
-    assert seen == [{"ids": [[*ids, eos]], "length": [len(ids) + 1]} for ids in asked]
+    assert seen == [
+        {"ids": [[*ids, eos]], "length": [len(ids) + 1], "vector": vector}
+        for ids, vector in zip(asked, spoken, strict=True)
+    ]
     assert vectors.dtype == np.float32
     assert vectors.tolist() == [[1.0] * 16, [2.0] * 16]
 

@@ -15,14 +15,20 @@ from feast_anchor.onnx_export.export import (
     check_parity,
     export_bundle,
     random_inputs,
+    sequence,
     state_tensors,
 )
 from feast_anchor.onnx_export.inputs import suffix_ids
 from feast_anchor.onnx_export.manifest import GRAPHS, Manifest
-from feast_anchor.onnx_export.model import Anchor, ModelConfig
-from tiny import TINY_MODALITIES
+from feast_anchor.onnx_export.model import Anchor
+from feast_anchor.onnx_export.sentence import read_sentence_encoder
+from feast_anchor.onnx_export.text_encoder import PretrainedTextEncoder
+from tiny import TINY_MODALITIES, bert_bundle, tiny_config
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+HISTORY = ("vectors", "features", "modality", "days")
+ASKED = ("ids", "qlen", "plen", "context", "query", "prompt")
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +38,19 @@ def bundle(bundle_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
+def pretrained(bert: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that reads texts with a tiny BERT, and questions by their text vectors alone."""
+    return Bundle.open(bert_bundle(tmp_path_factory.mktemp("pretrained"), bert[0]))
+
+
+@pytest.fixture(scope="module")
 def run(bundle: Bundle) -> Any:
     """Arrays of `random_inputs` -> vectors [B, Q, N], through both graphs."""
     prefix, suffix = bundle.session("prefix"), bundle.session("suffix")
 
     def call(arrays: Arrays) -> np.ndarray[Any, Any]:
-        state = prefix.run(None, {n: arrays[n] for n in ("vectors", "features", "modality")})
-        feed = {n: arrays[n] for n in ("ids", "qlen", "plen", "context", "prompt")}
+        state = prefix.run(None, {name: arrays[name] for name in HISTORY})
+        feed = {name: arrays[name] for name in ASKED}
         feed |= dict(zip(bundle.manifest.state, state, strict=True))
         vectors: np.ndarray[Any, Any] = suffix.run(None, feed)[0]
         return vectors
@@ -47,18 +59,8 @@ def run(bundle: Bundle) -> Any:
 
 
 def untrained(manifest: Manifest) -> Anchor:
-    dims = manifest.dims
-    config = ModelConfig(
-        text=dims.text,
-        hidden=dims.hidden,
-        layers=dims.layers,
-        heads=dims.heads,
-        kv_heads=dims.kv_heads,
-        ff=48,
-        head_hidden=32,
-        embedding=dims.embedding,
-    )
-    return Anchor(config, manifest.special_ids, len(manifest.modalities)).eval()
+    """A model of the tiny bundle's sizes with other weights."""
+    return Anchor(tiny_config().model, manifest.special_ids, len(manifest.modalities)).eval()
 
 
 def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
@@ -70,13 +72,23 @@ def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
         )
         for graph in GRAPHS
     }
-    state = ["k_0", "v_0", "k_1", "v_1"]
+    state = ["k_0", "v_0", "k_1", "v_1", "event_keys", "event_values"]
     assert names["event"] == (["ids"], ["vector"])
-    assert names["prefix"] == (["vectors", "features", "modality"], state)
-    suffix = ["ids", "qlen", "plen", "context", "prompt", *state]
-    assert names["suffix"] == (suffix, ["embedding"])
-    assert names["answer"] == (["ids", "length"], ["embedding"])
-    assert bundle.manifest.state == state_tensors(2) == tuple(state)
+    assert names["prefix"] == ([*HISTORY], state)
+    assert names["suffix"] == ([*ASKED, *state], ["embedding"])
+    assert names["answer"] == (["ids", "length", "vector"], ["embedding"])
+    assert bundle.manifest.state == state_tensors(tiny_config().model) == tuple(state)
+
+
+def test_the_manifest_says_how_the_graphs_read(bundle: Bundle) -> None:
+    """What stands in the sequence, and the padding of the text encoder's own tokenizer."""
+    manifest = bundle.manifest
+    assert manifest.format_version == 2
+    assert manifest.sequence == ("user", "modalities", "events", "query", "prompt", "user_emb")
+    assert manifest.text_pad == manifest.special_ids.pad  # it reads with the decoder's tokenizer
+    config = replace(tiny_config().model, user_token=False, modal_tokens=False, query_tokens=False)
+    assert sequence(config) == ("events", "prompt", "user_emb")
+    assert state_tensors(replace(config, layers=1, evidence=False)) == ("k_0", "v_0")
 
 
 def test_graphs_run_on_single_items(bundle: Bundle, run: Any) -> None:
@@ -97,11 +109,12 @@ def test_the_answer_graph_runs_on_any_number_of_answers(
     ids = np.random.default_rng(0).integers(0, special.pad, shape)
     ids[:, -1] = special.eos
     length = np.full(shape[0], shape[1])
-    (vectors,) = bundle.session("answer").run(None, {"ids": ids, "length": length})
+    feed = {"length": length, "vector": np.ones((shape[0], 16), dtype=np.float32)}
+    (vectors,) = bundle.session("answer").run(None, {"ids": ids, **feed})
     assert vectors.shape == (shape[0], bundle.manifest.dims.embedding)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     padded = np.pad(ids, ((0, 0), (0, 5)), constant_values=special.pad)
-    (same,) = bundle.session("answer").run(None, {"ids": padded, "length": length})
+    (same,) = bundle.session("answer").run(None, {"ids": padded, **feed})
     np.testing.assert_allclose(same, vectors, atol=1e-6, rtol=0)
 
 
@@ -131,7 +144,7 @@ def test_neighbours_and_padding_do_not_move_a_vector(bundle: Bundle, run: Any) -
         real = int((arrays["modality"][row] >= 0).sum())
         alone = {name: array[row : row + 1] for name, array in arrays.items()}
         alone["prompt"] = arrays["prompt"]
-        for name in ("vectors", "features", "modality"):
+        for name in HISTORY:
             alone[name] = alone[name][:, : max(1, real)]
         np.testing.assert_allclose(run(alone)[0], together[row], atol=1e-6, rtol=0)
 
@@ -185,3 +198,30 @@ def test_a_folder_with_other_files_is_not_replaced(bundle: Bundle, tmp_path: Pat
     with pytest.raises(BundleError, match="not empty and not a bundle"):
         export_bundle(untrained(bundle.manifest), bundle.tokenizer, info, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
+
+
+@torch.no_grad()
+def test_a_pretrained_encoder_is_exported_with_its_own_tokenizer(
+    pretrained: Bundle, bert: tuple[Path, Any]
+) -> None:
+    """The bundle encodes texts as the sentence encoder does, whatever the decoder's tokenizer is,
+    and its width and padding stand in the manifest.
+    """
+    encoder, tokenizer = read_sentence_encoder(bert[0])
+    assert pretrained.manifest.dims.text == 16
+    assert pretrained.manifest.text_pad == encoder.config.pad == 0
+    assert pretrained.manifest.special_ids.pad > 0
+    texts = ["tomatoes", "fresh fresh milk", "", "a wine a milk"]
+    vectors = pretrained.encode_texts(texts)
+    model = PretrainedTextEncoder(encoder)
+    for text, vector in zip(texts, vectors, strict=True):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        np.testing.assert_allclose(vector, model(ids)[0].numpy(), atol=1e-5)
+
+
+def test_a_text_is_cut_before_its_last_special_token(pretrained: Bundle) -> None:
+    """A long text reads as its beginning, with [SEP] behind it."""
+    long = "wine " * 30
+    (vector,) = pretrained.encode_texts([long])
+    (begun,) = pretrained.encode_texts(["wine " * 10])  # 12 tokens with [CLS] and [SEP]
+    assert vector.tobytes() == begun.tobytes()

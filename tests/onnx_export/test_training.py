@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from feast_anchor.onnx_export import fitting, objective, training
-from feast_anchor.onnx_export.batches import Batches, special_ids
+from feast_anchor.onnx_export.batches import Batch, Batches
 from feast_anchor.onnx_export.errors import SourceError, SpecError
 from feast_anchor.onnx_export.fitting import Progress, Store, Trace
 from feast_anchor.onnx_export.manifest import read_manifest
@@ -21,7 +21,7 @@ from feast_anchor.onnx_export.training import train_bundle
 from feast_anchor.onnx_export.validation import Scores, split
 from tiny import TINY_CUT, TINY_MODALITIES, tiny_config, tiny_events
 
-SIZES = ModelConfig(text=16, hidden=16, ff=24, head_hidden=16, embedding=16)
+SIZES = ModelConfig(text=16, key=8, hidden=16, ff=24, readout=16, head_hidden=16, embedding=16)
 CONFIG = TrainConfig(model=SIZES, steps=3, histories=8, questions=6, snapshots=2, topics=3)
 
 
@@ -40,10 +40,10 @@ def run(
     corpus = build_corpus(
         events, TINY_MODALITIES, cut=TINY_CUT, entity="customer", snapshots_per_user=2, topics=3
     )
-    tokenizer = training._tokenizer(corpus, config)
     with training._deterministic(config.seed):
-        model = Anchor(config.model, special_ids(tokenizer), len(TINY_MODALITIES))
-        batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 40, 32)
+        words = training._words(corpus, config)
+        model = Anchor(config.model, words.special, len(TINY_MODALITIES), words.texts)
+        batches = Batches(corpus, TINY_MODALITIES, words)
         parts = split(corpus, config.validation_share)
         trace = fitting.fit(model, batches, parts, config, store, report)
     return model, trace
@@ -138,7 +138,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_accumulated_batches_are_one_step() -> None:
     """Three batches a step give the mean of their gradients: the loss is the mean of the three."""
     events = tiny_events()
-    still = replace(CONFIG, steps=3, learning_rate=0.0, validation_share=0.0)
+    sizes = replace(SIZES, dropout=0.0)  # else each step draws its own
+    still = replace(CONFIG, model=sizes, steps=3, learning_rate=0.0, validation_share=0.0)
+    still = replace(still, query_noise=0.0)
     single = fit(events, replace(still, ntp_every=1))[1]
     together = fit(events, replace(still, steps=1, accumulate=3))[1]
     assert together == [pytest.approx(sum(single) / 3, rel=1e-5)]
@@ -201,29 +203,70 @@ def test_looking_does_not_change_the_steps() -> None:
     assert often == fit(tiny_events(), replace(config, evaluate_every=3))[1]
 
 
+def model_and_batch(config: ModelConfig = SIZES, silent: float = 0.0) -> tuple[Anchor, Batch]:
+    """An untrained model without dropout, and a batch of eight histories of any length."""
+    torch.manual_seed(0)
+    corpus = build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
+    words = training._words(corpus, CONFIG)
+    model = Anchor(config, words.special, len(TINY_MODALITIES), words.texts).eval()
+    batches = Batches(corpus, TINY_MODALITIES, words)
+    return model, next(batches.draw(8, 6, 0.0, 0, silent=silent, alike=False))
+
+
+@torch.no_grad()
 def test_answer_tokens_do_not_reach_the_embedding() -> None:
     """The embedding at <USER_EMB> is the same with the answer behind it as without."""
-    corpus = build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
-    tokenizer = training._tokenizer(corpus, CONFIG)
-    model = Anchor(SIZES, special_ids(tokenizer), len(TINY_MODALITIES))
-    batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 12, 24)
-    batch = next(batches.draw(4, 3, 0.0, 0))
-    with torch.no_grad():
-        state = objective._state(model, batch)
-        alone = objective.answer_hidden(model, batch, state, 3)[0][:, :, 0]
-        batch = replace(batch, answers=torch.ones_like(batch.answers))
-        other = objective.answer_hidden(model, batch, state, 3)[0]
+    model, batch = model_and_batch()
+    state, query = objective._state(model, batch), objective._query(model, batch)
+    alone = objective.answer_hidden(model, batch, query, state, 3)[0][:, :, 0]
+    batch = replace(batch, answers=torch.ones_like(batch.answers))
+    other = objective.answer_hidden(model, batch, query, state, 3)[0]
     assert torch.equal(alone, other[:, :, 0])
+
+
+@torch.no_grad()
+def test_noise_on_questions_leaves_silent_pairs_silent() -> None:
+    """Noise moves the vectors of what is asked; where nothing is asked nothing changes."""
+    model, batch = model_and_batch(silent=0.4)
+    quiet = batch.query < 0
+    assert quiet.any()
+    assert not objective._query(model, batch)[quiet].any()
+    seen: list[torch.Tensor] = []
+
+    def noted(users: torch.Tensor, answers: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        seen.append(users)
+        return torch.zeros(())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "contrastive", noted)
+        for noise in (0.0, 0.5):
+            objective.batch_loss(model, batch, 0, noise)
+    still, moved = seen
+    torch.testing.assert_close(moved[quiet], still[quiet])
+    assert (moved - still)[~quiet].abs().amax(-1).min() > 0
+
+
+def test_the_plain_answers_are_no_candidates() -> None:
+    """`embed` gives one vector per answer of the corpus in the batch, without the plain two."""
+    model, batch = model_and_batch()
+    users, answers = objective.embed(model, batch)
+    assert len(answers) == batch.same.shape[1] == len(batch.answers) - 2
+    assert users.shape[:2] == batch.target.shape
+
+
+@pytest.mark.parametrize("config", [SIZES, replace(SIZES, evidence=False)])
+def test_every_weight_is_trained(config: ModelConfig) -> None:
+    """After one loss with writing, every parameter has a gradient."""
+    model, batch = model_and_batch(config)
+    objective.batch_loss(model.train(), batch, 2, 0.1).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # slower, not wrong
 def test_the_objective_bears_bfloat16() -> None:
     """Inside autocast, as on a GPU, loss and gradients are finite and near those of float32."""
-    corpus = build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
-    tokenizer = training._tokenizer(corpus, CONFIG)
-    model = Anchor(SIZES, special_ids(tokenizer), len(TINY_MODALITIES))
-    batches = Batches(corpus, TINY_MODALITIES, tokenizer, model.special, 12, 24)
-    batch = next(batches.draw(4, 3, 0.0, 0))
+    model, batch = model_and_batch()
     exact = float(objective.batch_loss(model, batch, 2).detach())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = objective.batch_loss(model, batch, 2)

@@ -25,6 +25,8 @@ def table_of(page: str) -> dict[str, str]:
 def spelled(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(value)
     return "none" if value is None else f'"{value}"' if isinstance(value, str) else str(value)
 
 
@@ -55,4 +57,4 @@ def test_examples_are_read_as_they_stand(tmp_path: Path, monkeypatch: pytest.Mon
             folder = Path(values["backbone"])
             folder.mkdir(parents=True)
             (folder / "config.json").write_text("{}")
-        assert config_from(values, "docs") != TrainConfig()
+        assert config_from(values, "docs", tmp_path) != TrainConfig()

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 from feast_anchor.onnx_export.corpus import Corpus
+from feast_anchor.onnx_export.corpus_store import REPLIES, build_or_read, read_corpus
 from feast_anchor.onnx_export.endpoint import KEY_VARIABLE, Client, Endpoint
 from feast_anchor.onnx_export.errors import RunError, SpecError
 from feast_anchor.onnx_export.facts import KIND, Facts, user_facts
@@ -171,6 +172,32 @@ def test_a_second_run_sends_nothing(
     assert again.complete
     assert (second.questions, second.answers) == (first.questions, first.answers)
     np.testing.assert_array_equal(second.labels, first.labels)
+
+
+def test_a_stored_corpus_resumes_where_the_endpoint_failed(
+    scope: Scope, stub: Stub, tmp_path: Path
+) -> None:
+    """The replies before a failure are in the folder; the next build asks for the others only."""
+    folder = tmp_path / "corpus"
+
+    def build() -> Corpus:
+        writing = writer(scope, stub, folder / REPLIES)
+        families = {"general": general_corpus}
+        return build_or_read(
+            folder, scope, families=families, extend=writing.extend, extend_key="stub"
+        )
+
+    stub.say = lambda content: stub.failures.append(401) if len(stub.seen) == 5 else honest(content)
+    with pytest.raises(RunError, match="refused with status 401"):
+        build()
+    kept = len(list((folder / REPLIES).glob("*.json")))
+    assert kept >= 4
+    stub.say, stub.failures, stub.seen = honest, [], []
+    built = build()
+    assert len(stub.seen) == 2 * (FEW.users + FEW.questions) - kept
+    assert "written" in {question.family for question in read_corpus(folder).questions}
+    assert build().questions == built.questions
+    assert len(stub.seen) == 2 * (FEW.users + FEW.questions) - kept
 
 
 def test_requests_are_bounded(scope: Scope, corpus: Corpus, stub: Stub, tmp_path: Path) -> None:

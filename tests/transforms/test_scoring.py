@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError
+from feast_anchor.onnx_export.manifest import ModalitySpec
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import ShardHistories, build_histories
 from feast_anchor.transforms.scoring import Question, Scorer, UserVectors
 from shop import SPECS
+from tiny import TINY_MODALITIES, bert_bundle, tiny_bert
 
 DAY = 86_400_000_000
 TEXTS = ("green tea in drinks", "soap in home", "bread in food", "age old")
@@ -52,7 +55,9 @@ def scorer(bundle: Bundle) -> Scorer:
     return Scorer(bundle, QUESTIONS, threads=2)
 
 
-def histories_of(users: Users, as_of: list[int]) -> ShardHistories:
+def histories_of(
+    users: Users, as_of: list[int], specs: Sequence[ModalitySpec] = SPECS
+) -> ShardHistories:
     """Histories of some users cut at each as-of."""
     rows = [
         {
@@ -65,7 +70,7 @@ def histories_of(users: Users, as_of: list[int]) -> ShardHistories:
         for user, events in users.items()
         for time, text, amount in events
     ]
-    return build_histories(pa.Table.from_pylist(rows, ROW_SCHEMA), as_of, SPECS)
+    return build_histories(pa.Table.from_pylist(rows, ROW_SCHEMA), as_of, specs)
 
 
 def score(scorer: Scorer, users: Users, as_of: list[int]) -> dict[str, UserVectors]:
@@ -133,3 +138,20 @@ def test_a_query_that_is_too_long_is_refused(bundle: Bundle) -> None:
     """A query over the bundle's limit raises instead of being cut to another question."""
     with pytest.raises(BundleError, match="expected 1 to 48"):
         Scorer(bundle, [Question("tea " * 100)])
+
+
+def test_questions_read_by_their_text_vectors_alone_are_scored(tmp_path: Path) -> None:
+    """With a pretrained text encoder and no query tokens, questions are still told apart, and
+    company changes no bit.
+    """
+    tiny_bert(tmp_path)
+    pretrained = Bundle.open(bert_bundle(tmp_path, tmp_path))
+    questions = [Question("fresh tomatoes"), Question("wine"), Question(None)]
+    shard = histories_of({"a": [(0, 0, 2.0), (DAY, 1, 1.0)]}, [9 * DAY], TINY_MODALITIES)
+    (found,) = Scorer(pretrained, questions, threads=1).score(shard.histories, shard.texts)
+    vectors = found.vectors[0]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-6)
+    assert (np.linalg.norm(vectors[:, None] - vectors, axis=-1) + np.eye(3)).min() > 1e-3
+    for column, question in enumerate(questions):
+        (single,) = Scorer(pretrained, [question]).score(shard.histories, shard.texts)
+        assert single.vectors[0, 0].tobytes() == vectors[column].tobytes()

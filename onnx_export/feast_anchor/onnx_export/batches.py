@@ -30,10 +30,6 @@ from .vocabulary import Words
 Array = np.ndarray[Any, Any]
 
 YES_NO = ("yes", "no")
-_EVEN = float(
-    __import__("os").environ.get("EVEN", "1.0")
-)  # 1 draws every family of questions equally often, 0 every question
-PAIRED = True
 _POOL = 16  # batches drawn together and sorted by length, so that little is padded
 
 
@@ -77,7 +73,13 @@ class _History:
 class Batches:
     """Draws batches from a corpus. Everything a step needs is prepared once, as arrays."""
 
-    def __init__(self, corpus: Corpus, modalities: Sequence[ModalitySpec], words: Words) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        modalities: Sequence[ModalitySpec],
+        words: Words,
+        even: float = 0.0,
+    ) -> None:
         self.corpus, self.words = corpus, words
         self.prefix_tokens = 1 + len(modalities)
         self.histories = [_read(corpus, s, modalities) for s in range(len(corpus.user))]
@@ -90,7 +92,7 @@ class Batches:
         self.answers, self.answer_length = words.answers(answers)
         sizes = np.array([len(question.phrasings) for question in corpus.questions])
         self.phrasing_count, self.phrasing_start = sizes, np.cumsum(sizes) - sizes
-        self.chance = _chance([question.family for question in corpus.questions])
+        self.chance = _chance([question.family for question in corpus.questions], even)
         self.own_answers = np.zeros((len(sizes), len(corpus.answers)), dtype=bool)
         for question in range(len(sizes)):
             given = corpus.labels[:, question]
@@ -104,24 +106,25 @@ class Batches:
         seed: int,
         *,
         silent: float = 0.0,
+        twice: bool = False,
         first: int = 0,
         among: Ints | None = None,
         alike: bool = True,
     ) -> Iterator[Batch]:
         """Batches without end: `size` histories, each asked the same questions.
 
-        Columns come in pairs: the same question, put in two ways where it has them, so that a
-        loss can ask that both get the same vector (`objective`). Each batch is a pure function of
-        its number and the other arguments, so that an interrupted training can go on where it
-        stopped.
+        Each batch is a pure function of its number and the other arguments, so that an
+        interrupted training can go on where it stopped.
 
         Args:
             size: histories per batch.
-            questions: columns, two per question; fewer where the corpus has fewer questions.
+            questions: questions per history, fewer where the corpus has fewer.
             noise: share of query tokens replaced by random ones, so that words a model never
                 saw do not move its answers.
             seed: fixes every choice.
             silent: share of pairs whose question is left out: they train the general embedding.
+            twice: columns come in pairs: half as many questions, each put in two ways where it
+                has them, so that a loss can ask that both get the same vector.
             first: number of the first batch.
             among: snapshots to draw from, all by default.
             alike: histories of one batch are about equally long, which saves padding. Not for
@@ -131,11 +134,10 @@ class Batches:
         for number in itertools.count(first):
             drawn = self._draw_rows(rows, size, number, seed, alike)
             generator = np.random.default_rng((seed, 1, number))
-            count = min(max(1, questions // 2 if PAIRED else questions), len(self.chance))
+            count = min(max(1, questions // 2) if twice else questions, len(self.chance))
             columns = generator.choice(len(self.chance), count, replace=False, p=self.chance)
-            yield self._batch(
-                drawn, np.repeat(columns, 2) if PAIRED else columns, noise, silent, generator
-            )
+            columns = np.repeat(columns, 2) if twice else columns
+            yield self._batch(drawn, columns, noise, silent, generator)
 
     def _draw_rows(self, rows: Ints, size: int, number: int, seed: int, alike: bool) -> Ints:
         """The histories of one batch: its part of a pool, sorted by length or not."""
@@ -240,10 +242,10 @@ def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> 
     )
 
 
-def _chance(families: Sequence[str]) -> Array:
-    """How likely each question is to be drawn; large families are held back, float64 [K]."""
+def _chance(families: Sequence[str], even: float) -> Array:
+    """How likely each question is to be drawn, float64 [K]; `even` as in `TrainConfig`."""
     _, which, size = np.unique(np.array(families), return_inverse=True, return_counts=True)
-    weight: Array = size[which].astype(np.float64) ** -_EVEN
+    weight: Array = size[which].astype(np.float64) ** -even
     return weight / weight.sum()
 
 

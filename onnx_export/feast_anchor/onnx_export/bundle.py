@@ -1,21 +1,22 @@
 """A bundle: the folder an export writes and everything else reads. No torch here.
 
 The rule: no file of a bundle is used before it is verified. Declaring a view reads manifest,
-tokenizer and prompts and verifies these (`Bundle.declared`). Before any graph runs, `Bundle.open`
+tokenizers and prompts and verifies these (`Bundle.declared`). Before any graph runs, `Bundle.open`
 checks the manifest, every file's size and SHA-256, that no file or external tensor lies outside
 the folder, and that the graphs use standard operators only. After that all of it can be trusted to
 be what was exported, and a run can pin it by one digest.
 
     event.onnx   ids[N,L]                                            -> vector[N,E]
     prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T],
-                 days[B,T]                    -> k_i, v_i [B,KV,P,hd], event_keys[B,P,E],
+                 days[B,T]                    -> k_i, v_i [B,KV,P,hd], event_keys[B,P,A],
                                                  event_values[B,P,V]
     suffix.onnx  ids[B,Q,L], qlen[B,Q], plen[B,Q], context[B,Q,C],
                  query[B,Q,E], prompt[R,D], state                    -> embedding[B,Q,dim]
     answer.onnx  ids[A,L], length[A], vector[A,E]                    -> embedding[A,dim]
 
-    The state is what prefix returns, under the names that the manifest lists. query and vector are
-    what event.onnx makes of a question and of an answer; a query of zeros asks nothing.
+    The state is what prefix returns, under the names that the manifest lists; a model without
+    evidence has no event_keys and event_values. query and vector are what event.onnx makes of a
+    question and of an answer; a query of zeros asks nothing.
     P = 1 + modalities + T; plen counts the real (unpadded) prefix tokens, qlen the real suffix
     tokens, of which the last is <USER_EMB>; length counts the real tokens of an answer, of which
     the last is <EOS>. modality is -1 where an event slot is padding.
@@ -98,7 +99,7 @@ class Bundle:
 
     @classmethod
     def declared(cls, folder: str | Path) -> Bundle:
-        """A bundle for declaring views: manifest, tokenizer and prompts verified, graphs not.
+        """A bundle for declaring views: manifest, tokenizers and prompts verified, graphs not.
 
         Quick enough for `feast apply`; the graphs are verified by `open` before they are used.
         Raises `BundleError` like `open`.
@@ -132,7 +133,7 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of events, queries and answers."""
+        """The decoder's tokenizer of queries and answers."""
         from tokenizers import Tokenizer
 
         return Tokenizer.from_file(str(self.folder / TOKENIZER_FILE))
@@ -224,8 +225,8 @@ class Bundle:
         out = np.empty((len(answers), self.manifest.dims.embedding), dtype=np.float32)
         for row, answer in zip(out, answers, strict=True):
             ids = np.array([self.answer_ids(answer)], dtype=np.int64)  # [1, L]
-            feed = {"ids": ids, "length": np.array([ids.shape[1]], dtype=np.int64)}
-            feed["vector"] = self.encode_texts([answer])
+            length = np.array([ids.shape[1]], dtype=np.int64)
+            feed = {"ids": ids, "length": length, "vector": self.encode_texts([answer])}
             row[:] = session.run(["embedding"], feed)[0][0]
         return out
 

@@ -5,10 +5,10 @@ identity (settings, data, library versions); another identity is an error that s
 because going on would give weights no configuration describes, and starting anew would throw
 away somebody's hours without a word.
 
-Tensors are the weights (`model.`), the best weights so far (`best.`), AdamW's state
-(`optimiser.<parameter>.`) and torch's random state (`random`). Everything else is JSON in the
-file's metadata. Frozen weights are not kept: the identity names the files they come from. Batches
-need no state: each is a function of its number.
+Tensors are the weights (`model.`) but for frozen ones, which the identity names, the best weights
+so far (`best.`), AdamW's state (`optimiser.<parameter>.`) and torch's random state (`random`).
+Everything else is JSON in the file's metadata. Batches need no state: each is a function of its
+number.
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def under(prefix: str, tensors: Tensors) -> Tensors:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-
-
 def _frozen(model: nn.Module) -> set[str]:
     every = model.named_parameters(remove_duplicate=False)
     return {name for name, parameter in every if not parameter.requires_grad}
+
+
+def under(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def _differences(then: Any, now: Any, key: str) -> list[str]:

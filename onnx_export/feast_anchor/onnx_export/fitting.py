@@ -120,6 +120,7 @@ def fit(
         config.noise,
         config.seed,
         silent=config.silent,
+        twice=config.alike > 0,
         first=run.trace.step * config.accumulate,
         among=parts[0],
     )
@@ -217,7 +218,7 @@ class _Run:
             with torch.autocast(
                 self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
             ):
-                loss = batch_loss(self.model, batch, write, self.config.query_noise)
+                loss = batch_loss(self.model, batch, self.config, write)
                 loss = loss / len(batches)
             loss.backward()
             total += float(loss.detach())

@@ -1,8 +1,10 @@
 """From a batch to the number that training lowers: `batch_loss`, a black box to the trainer.
 
-Three terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer
+Four terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer
 to a plain "yes" than to a plain "no" where the answer says yes (that is what the zero-shot score
-reads, and what all yes-or-no questions have in common), and now and then the answer is written out.
+reads, and what all yes-or-no questions have in common), it must be the same however the question is
+put, and now and then the answer is written out. Noise on the questions' text vectors stands for the
+phrasings that nobody wrote down.
 """
 
 from __future__ import annotations
@@ -13,31 +15,24 @@ import torch
 from torch import Tensor
 
 from .batches import Batch
-from .losses import contrastive, next_token, yes_or_no
+from .losses import MARGIN, contrastive, next_token, yes_or_no
 from .model import Anchor
-
-_PLAIN = float(__import__("os").environ.get("PLAIN", "1.0"))  # weight of the plain yes or no
-_ALIKE = float(
-    __import__("os").environ.get("ALIKE", "0.5")
-)  # weight of the distance between two phrasings
+from .settings import TrainConfig
 
 
-def batch_loss(model: Anchor, batch: Batch, write: int, query_noise: float = 0.0) -> Tensor:
-    """The objective of one batch; `write` questions also take the next-token loss, 0 for none.
-
-    `query_noise` is the standard deviation of what is added to each number of a question's text
-    vector, relative to their own: so that phrasings nobody wrote down do not move the answer.
-    """
+def batch_loss(model: Anchor, batch: Batch, config: TrainConfig, write: int) -> Tensor:
+    """The objective of one batch; `write` questions also take the next-token loss, 0 for none."""
     state = _state(model, batch)
     query = _query(model, batch)
-    if query_noise:
+    if config.query_noise:
         asked = (batch.query >= 0).unsqueeze(-1)
-        query = query + query_noise * query.std() * torch.randn_like(query) * asked
+        query = query + config.query_noise * query.std() * torch.randn_like(query) * asked
     users, answers = _vectors(model, batch, query, state)
-    loss = contrastive(users, answers[:-2], batch.target, batch.same)
-    loss = loss + _PLAIN * yes_or_no(users, answers[-2], answers[-1], batch.says)
-    if _ALIKE:
-        loss = loss + _ALIKE * _apart(users, batch)
+    margin = MARGIN if config.mask else None
+    loss = config.contrastive * contrastive(users, answers[:-2], batch.target, batch.same, margin)
+    loss = loss + config.plain * yes_or_no(users, answers[-2], answers[-1], batch.says)
+    if config.alike:
+        loss = loss + config.alike * _apart(users, batch)
     if write:
         loss = loss + answer_loss(model, batch, query, state, write)
     return loss

@@ -199,7 +199,8 @@ def _descend(
     prompt = _first_prompt(task, generator).requires_grad_()
     prototypes = start.clone().requires_grad_()
     optimiser = torch.optim.AdamW([prompt, prototypes], weight_decay=config.weight_decay)
-    batches, looks, step = _batches(train, config.batch, generator), [], 0
+    batches, step = _batches(train, config.batch, generator), 0
+    looks: list[dict[str, Any]] = []
     best = task.look(0, held, prompt, prototypes)  # replaced at the first look
     while step < config.steps and not _is_stale(looks, config.patience):
         rows = next(batches)
@@ -207,7 +208,7 @@ def _descend(
             group["lr"] = config.learning_rate * _cosine(step / config.steps)
         optimiser.zero_grad()
         loss = task.loss(task.vectors(rows, prompt), rows, prototypes)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss.backward()
         optimiser.step()
         step += 1
         if step % config.evaluate_every == 0 or step == config.steps:
@@ -238,8 +239,8 @@ def _split(users: Sequence[str], y: Ints, config: PromptConfig) -> tuple[Ints, I
     Stratified: the validation share is taken of the users with a positive row and of the others.
     """
     known = np.flatnonzero(y >= 0)
-    own = np.array([users[row] for row in known], dtype=str)
-    names, user_of = np.unique(own, return_inverse=True)
+    own = [users[row] for row in known.tolist()]
+    names, user_of = np.unique(np.array(own), return_inverse=True)
     positive = np.bincount(user_of, weights=y[known], minlength=len(names)) > 0
     generator = np.random.default_rng(config.seed)
     held = np.zeros(len(names), dtype=bool)

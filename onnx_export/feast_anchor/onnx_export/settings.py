@@ -20,6 +20,9 @@ from pydantic_core import ErrorDetails
 from .errors import SpecError
 from .sizes import ModelConfig
 
+FAMILIES = ("general", "behaviour", "attributes")
+"""Families of questions that `families.py` makes."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -28,10 +31,16 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     steps: int = 200  # optimiser steps; the only budget
     histories: int = 48  # histories per batch
-    questions: int = 24  # questions each history is asked in one batch
+    questions: int = 24  # asked of each history in one batch; half as many in two ways with `alike`
+    families: tuple[str, ...] = ("general", "behaviour", "attributes")  # of questions
+    even: float = 0.6  # 1 draws every family equally often, 0 every question
     accumulate: int = 1  # batches per step; the step takes the mean of their gradients
     learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
-    weight_decay: float = 0.01  # AdamW
+    weight_decay: float = 0.2  # AdamW
+    contrastive: float = 1.0  # weight of InfoNCE against answers and other users
+    mask: bool = True  # leave out negatives that look true (`losses.MARGIN`)
+    plain: float = 0.5  # weight of telling a plain yes from a plain no
+    alike: float = 0.5  # weight of the distance between two ways to put one question
     noise: float = 0.1  # share of query tokens replaced by random ones
     query_noise: float = 0.3  # noise on the questions' text vectors, relative to their own spread
     silent: float = 0.1  # share of pairs that ask nothing: they train the general embedding
@@ -60,6 +69,8 @@ class TrainConfig:
         for name in ("noise", "silent", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected 0 or more, below 1")
+        if not self.families or not set(self.families) <= set(FAMILIES):
+            raise SpecError(f"families={self.families!r}, expected some of {FAMILIES}")
         if not self.lora_alpha > 0:
             raise SpecError(f"lora_alpha={self.lora_alpha!r}, expected a number above 0")
         if self.backbone is not None:
@@ -87,6 +98,7 @@ _AT_LEAST_NONE = (
     "patience",
     "checkpoint_every",
     "query_noise",
+    *("even", "contrastive", "plain", "alike"),
 )
 _LEAST = (
     dict.fromkeys((*_AT_LEAST_ONE, "topics", "vocab", "evaluate_every"), 1)
@@ -95,8 +107,13 @@ _LEAST = (
 )
 
 
+_FOLDERS = ("text_encoder", "backbone")
+
+
 def read_config(path: Path) -> TrainConfig:
     """Read a `TrainConfig` from a TOML file; sizes of the model stand in its table `[model]`.
+
+    Folders of pretrained models are relative to the file.
 
     Raises `SpecError` when the file is not there or not TOML, has an unknown key, a value of the
     wrong type or a number out of range.
@@ -107,15 +124,24 @@ def read_config(path: Path) -> TrainConfig:
         raise SpecError(f"no training configuration at {path}; correct the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from error
-    return config_from(values, str(path))
+    return config_from(values, str(path), path.parent)
 
 
-def config_from(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """A `TrainConfig` from a table of settings; `where` is what messages call the table.
+def config_from(values: Mapping[str, Any], where: str, folder: Path) -> TrainConfig:
+    """A `TrainConfig` from a table of settings.
 
-    Raises `SpecError` for an unknown key, a value of the wrong type or a number out of range.
+    Args:
+        values: the table.
+        where: what messages call it.
+        folder: what relative folders of pretrained models are relative to.
+
+    Raises:
+        SpecError: an unknown key, a value of the wrong type or a number out of range.
     """
     _refuse_unknown(where, TrainConfig, values, "")
+    named = {name: values[name] for name in _FOLDERS if isinstance(values.get(name), str)}
+    found = {name: str(folder / given) if given else None for name, given in named.items()}
+    values = {**values, **found}  # "" stands for None, which TOML does not have
     try:  # as JSON: there a list may become a tuple, which strict mode refuses of Python objects
         text = json.dumps(values, default=str)
         return TypeAdapter(TrainConfig).validate_json(text, strict=True)

@@ -49,9 +49,9 @@ class ModelConfig:
     qkv_bias: bool = False  # biases on queries, keys and values (Qwen2)
     qk_norm: bool = False  # norms of query and key heads (Qwen3)
     tied: bool = True  # the table of token vectors also scores the next token
-    dropout: float = 0.3  # in the readout and the head, while training
+    dropout: float = 0.5  # in the readout and the head, while training
     evidence: bool = True  # question-event similarity, counts and amounts at <USER_EMB>
-    query_tokens: bool = True  # the decoder reads the question word by word, not its vector only
+    query_tokens: bool = False  # the decoder reads the question word by word, not its vector only
     user_token: bool = True  # the history begins with a token for all of it
     modal_tokens: bool = True  # and with one per modality
     delimiters: bool = False  # the first event of each run of one modality is marked

@@ -1,8 +1,9 @@
 """Text vectors shared by events, questions and answers, so that similar words meet.
 
 Two kinds behind one interface: our own (the mean of token vectors and a small network, trained with
-everything else) and a pretrained sentence encoder read from a local folder (frozen). `raw` is the part that never changes while training, so it is computed once
-per distinct text; `vectors` is the rest. What is exported is `forward`: both, from token ids.
+everything else) and a pretrained sentence encoder read from a local folder (frozen). `raw` is the
+part that never changes while training, so it is computed once per distinct text; `vectors` is the
+rest. What is exported is `forward`: both, from token ids.
 """
 
 from __future__ import annotations

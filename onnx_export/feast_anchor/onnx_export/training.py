@@ -82,6 +82,7 @@ def train_bundle(
         topics=config.topics,
         timezone=config.timezone,
         seed=config.seed,
+        families=config.families,
     )
     _require_examples(corpus)
     parts = split(corpus, config.validation_share)
@@ -91,7 +92,7 @@ def train_bundle(
     with _deterministic(config.seed):
         backbone = None if config.backbone is None else read_backbone(config.backbone)
         words = _words(corpus, config, backbone)
-        batches = Batches(corpus, modalities, words)
+        batches = Batches(corpus, modalities, words, config.even)
         if isinstance(words.texts, PretrainedTextEncoder):
             words.texts.centre(batches.texts)
         model = _model(config, words, modalities, backbone)

@@ -81,8 +81,9 @@ def _compare(model: Anchor, bundle: Bundle) -> None:
     (vectors,) = suffix.run(["embedding"], _named(suffix, arrays))
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
     ours = model.prefix(*(t[name] for name in ("vectors", "features", "modality", "days")))
-    asked = (t[name] for name in ("ids", "qlen", "plen", "context", "query", "prompt"))
-    found = model.suffix(*asked, ours)
+    found = model.suffix(
+        t["ids"], t["qlen"], t["plen"], t["context"], t["query"], t["prompt"], ours
+    )
     gap = float((found - torch.from_numpy(vectors)).abs().max())
     if not gap <= _FAR:
         raise BundleError(

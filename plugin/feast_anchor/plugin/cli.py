@@ -29,6 +29,27 @@ app = typer.Typer(
 _console = Console(soft_wrap=True)
 
 RepoOption = Annotated[Path, typer.Option("--repo", help="Folder with feature_store.yaml.")]
+CutOption = Annotated[
+    datetime,
+    typer.Option(
+        help="Only events before this instant (UTC) are read, such as 2017-09-01T00:00:00."
+    ),
+]
+ModalitiesOption = Annotated[
+    str, typer.Option(help="Where the list of Modality stands, as module:NAME.")
+]
+HeldOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Text file of entity keys, one a line, that must not be trained on.",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="TOML file of training settings (TrainConfig)."),
+]
 
 
 @app.command()
@@ -66,31 +87,12 @@ def demo(
 
 @app.command()
 def train(
-    cut: Annotated[
-        datetime,
-        typer.Option(
-            help="Only events before this instant (UTC) are read, such as 2017-09-01T00:00:00."
-        ),
-    ],
+    cut: CutOption,
     out: Annotated[Path, typer.Option(help="Bundle folder, replaced as a whole.")],
-    modalities: Annotated[
-        str, typer.Option(help="Where the list of Modality stands, as module:NAME.")
-    ] = "events:MODALITIES",
+    modalities: ModalitiesOption = "events:MODALITIES",
     repo: RepoOption = Path("."),
-    held_out: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Text file of entity keys, one a line, that must not be trained on.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="TOML file of training settings (TrainConfig)."
-        ),
-    ] = None,
+    held_out: HeldOutOption = None,
+    config: ConfigOption = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps, in place of the file's.")
     ] = None,
@@ -202,6 +204,54 @@ def tune(
         )
         for line in found.sentences(scenario, str(bundle)):
             _console.print(line, highlight=False, markup=False)
+
+
+@app.command()
+def corpus(
+    cut: CutOption,
+    out: Annotated[Path, typer.Option(help="The corpus's folder; read if it is already there.")],
+    modalities: ModalitiesOption = "events:MODALITIES",
+    repo: RepoOption = Path("."),
+    held_out: HeldOutOption = None,
+    config: ConfigOption = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of every random choice, in place of the file's.")
+    ] = None,
+    writer: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible endpoint that writes further questions from facts about "
+            "training users, such as http://localhost:8000/v1. Its key, if it needs one, is read "
+            "from FEAST_ANCHOR_WRITER_KEY."
+        ),
+    ] = None,
+    writer_model: Annotated[str, typer.Option(help="The endpoint's model.")] = "default",
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Most requests to the endpoint, failed ones included.")
+    ] = 200,
+) -> None:
+    """Build and store the questions and answers that `train` would train on, and count them."""
+    with _readable_errors():
+        from feast_anchor.onnx_export.endpoint import Endpoint
+
+        from .corpus import statistics_tables, store_corpus_from_repo
+
+        keys = held_out.read_text("utf-8").splitlines() if held_out else []
+        stored = store_corpus_from_repo(
+            repo.absolute(),
+            modalities,
+            cut=cut.replace(tzinfo=UTC) if cut.tzinfo is None else cut,
+            out=out.absolute(),
+            held_out=keys,
+            config=config.absolute() if config else None,
+            seed=seed,
+            endpoint=Endpoint(writer, writer_model) if writer else None,
+            max_requests=max_requests,
+            on_progress=lambda text, done: _console.print(f"{done:4.0%} {text}", highlight=False),
+        )
+        _console.print(*statistics_tables(stored.statistics), sep="\n")
+        if stored.writer:
+            _console.print(stored.writer, highlight=False)
 
 
 @app.command()

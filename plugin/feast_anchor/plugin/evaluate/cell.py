@@ -228,7 +228,7 @@ def _training(config: EvaluationConfig) -> TrainConfig:
         )
     with needs_train_extra():
         from feast_anchor.onnx_export.settings import config_from
-    return config_from({**config.train, "seed": config.seed}, "[train]")
+    return config_from({**config.train, "seed": config.seed}, "[train]", config.repo)
 
 
 def _with_history(tables: Tables, config: EvaluationConfig) -> Labelled:

@@ -58,6 +58,7 @@ def code_digest() -> str:
     places = (models_code.__file__, scoring_code.__file__, __file__)
     roots = [Path(place).parent for place in places]
     files = [path for root in roots for path in sorted(root.glob("*.py"))]
+    files += [Path(__file__).parents[1] / name for name in ("readings.py", "tuning.py")]
     return canonical_sha256([sha256_file(path) for path in files if path.name not in _NO_MATTER])
 
 

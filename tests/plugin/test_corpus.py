@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from feast_anchor.onnx_export.corpus_store import read_corpus
+from feast_anchor.plugin.cli import app
+from shop import make_tables, write_tables
+
+WIDE = {"COLUMNS": "200"}
+REPO = """
+from pathlib import Path
+
+from shop import modalities
+
+MODALITIES = modalities(Path(__file__).parent / "tables")
+"""
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A folder with event tables and the module that declares them."""
+    write_tables(tmp_path / "tables", make_tables(30))
+    (tmp_path / "shop_events.py").write_text(REPO)
+    sys.modules.pop("shop_events", None)
+    return tmp_path
+
+
+def build(repo: Path, *more: str, cut: str = "2024-02-20T00:00:00") -> tuple[int, str]:
+    arguments = ["corpus", "--repo", str(repo), "--modalities", "shop_events:MODALITIES"]
+    arguments += ["--cut", cut, "--out", str(repo / "corpus"), *more]
+    result = CliRunner().invoke(app, arguments, env=WIDE)
+    return result.exit_code, result.output + result.stderr
+
+
+def test_corpus_is_built_stored_and_counted(repo: Path) -> None:
+    """The command writes a corpus that can be read, and prints what it holds."""
+    code, output = build(repo)
+    assert code == 0, output
+    corpus = read_corpus(repo / "corpus")
+    assert f"{(corpus.labels >= 0).sum():,}" in output
+    for word in ("median history", "behaviour", "attributes", "most unbalanced questions"):
+        assert word in output
+
+
+def test_a_second_call_reads_what_is_there(repo: Path) -> None:
+    """The same call finds the finished corpus and prints the same numbers."""
+    _, first = build(repo)
+    code, second = build(repo)
+    assert code == 0
+    assert "read the finished corpus" in second
+    assert second.splitlines()[-5:] == first.splitlines()[-5:]
+
+
+def test_held_out_users_are_not_stored(repo: Path) -> None:
+    """Keys of the file given appear nowhere in the corpus; seed and file of settings count."""
+    (repo / "held.txt").write_text("u1\nu2\n")
+    (repo / "train.toml").write_text("snapshots = 2\ntopics = 3\n")
+    more = ("--held-out", str(repo / "held.txt"), "--config", str(repo / "train.toml"))
+    code, output = build(repo, *more, "--seed", "5")
+    assert code == 0, output
+    assert not {"u1", "u2"} & set(read_corpus(repo / "corpus").events.users)
+    settings = json.loads((repo / "corpus" / "meta.json").read_text("utf-8"))["settings"]
+    assert (settings["seed"], settings["topics"]) == (5, 3)
+
+
+def test_a_wrong_endpoint_is_one_message(repo: Path) -> None:
+    """A URL that is none is refused before anything is read."""
+    code, output = build(repo, "--writer", "localhost:8000")
+    assert code == 1
+    assert "expected a URL such as" in output
+    assert "Traceback" not in output
