@@ -33,7 +33,7 @@ from feast_anchor.transforms.scoring import Question, Scorer
 from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
 
 VOCABULARY = 320  # of the table; the tokenizer has fewer, as with real checkpoints
-RANK = 5  # no other width of the model
+RANK = 13  # no other width of the model
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
