@@ -245,8 +245,9 @@ def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> 
 def _chance(families: Sequence[str], even: float) -> Array:
     """How likely each question is to be drawn, float64 [K]; `even` as in `TrainConfig`."""
     _, which, size = np.unique(np.array(families), return_inverse=True, return_counts=True)
-    weight: Array = size[which].astype(np.float64) ** -even
-    return weight / weight.sum()
+    weight = size[which].astype(np.float64) ** -even
+    chance: Array = weight / weight.sum()
+    return chance
 
 
 def _tensor(array: Array) -> Tensor:
