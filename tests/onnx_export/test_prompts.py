@@ -35,7 +35,8 @@ def model() -> Anchor:
     for name, weight in model.decoder.named_parameters():
         if name.endswith(("query.weight", "key_value.weight", "out.weight")):
             weight.mul_(2.0)
-    model.words.weight.mul_(3.0)
+    for weight in model.words.parameters():
+        weight.mul_(3.0)
     return model
 
 

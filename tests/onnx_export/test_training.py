@@ -248,6 +248,51 @@ def test_noise_on_questions_leaves_silent_pairs_silent() -> None:
     assert (moved - still)[~quiet].abs().amax(-1).min() > 0
 
 
+def test_two_phrasings_are_pulled_together_where_both_are_asked() -> None:
+    """By hand: of a pair that agrees and one at a right angle the mean distance is a half; a pair
+    with a silent half does not count; a step downhill brings the vectors nearer.
+    """
+    batch = model_and_batch()[1]
+    pairs = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])  # [1,4,2]
+    users = pairs.requires_grad_()
+    apart = objective._apart(users, replace(batch, query=torch.tensor([[0, 1, 2, 3]])))
+    assert float(apart.detach()) == 0.5
+    apart.backward()
+    assert users.grad is not None
+    with torch.no_grad():
+        one, other = (users - 0.5 * users.grad)[0, 2:]
+    assert float(one @ other) > 0
+    silent = objective._apart(pairs.detach(), replace(batch, query=torch.tensor([[0, 1, 2, -1]])))
+    assert float(silent) == 0.0
+
+
+@torch.no_grad()
+def test_alike_weighs_the_distance_between_phrasings() -> None:
+    """The loss grows by `alike` times that distance, which is positive before any training."""
+    model, batch = model_and_batch()
+    still = replace(CONFIG, query_noise=0.0, alike=0.0)
+    without, double = (
+        objective.batch_loss(model, batch, replace(still, alike=weight), 0) for weight in (0.0, 2.0)
+    )
+    users = objective._vectors(
+        model, batch, objective._query(model, batch), objective._state(model, batch)
+    )[0]
+    apart = objective._apart(users, batch)
+    assert float(apart) > 0
+    torch.testing.assert_close(double, without + 2.0 * apart)
+
+
+def test_a_batch_without_any_answer_has_a_finite_loss() -> None:
+    """Nothing to contrast and nothing to write: only the phrasings' distance is left."""
+    model, batch = model_and_batch()
+    silent = torch.full_like(batch.target, -1)
+    batch = replace(batch, target=silent, says=silent)
+    loss = objective.batch_loss(model, batch, replace(CONFIG, alike=0.0), 2)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_the_plain_answers_are_no_candidates() -> None:
     """`embed` gives one vector per answer of the corpus in the batch, without the plain two."""
     model, batch = model_and_batch()

@@ -165,8 +165,8 @@ class Anchor(nn.Module):
         if found is not None:
             told = told + self.readout.to_decoder(found)
         anchor = (ids == self.special.user_emb).unsqueeze(-1).to(x.dtype)  # [B,Q,L,1]
-        told = anchor * told.unsqueeze(2)
-        return x + told
+        read: Tensor = x + anchor * told.unsqueeze(2)
+        return read
 
     def answer(self, ids: Tensor, length: Tensor, vector: Tensor) -> Tensor:
         """Encode answers without a prefix: ids int64 [A,L], length int64 [A], vector[A,E]."""
