@@ -29,8 +29,8 @@ TINY_MODALITIES = (
     ModalitySpec(name="profile", kind="table", text="age {age}, {city}", max_events=1),
 )
 
-BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-BERT_WORDS += ("tomato", "##es", "fresh", "milk", "wine", "##s", "a")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+BERT_WORDS = (*_SPECIAL, "tomato", "##es", "fresh", "milk", "wine", "##s", "a")
 """The whole vocabulary of `tiny_bert`."""
 
 _ITEMS = (

@@ -52,7 +52,7 @@ def said(found: list[tuple[float, str | None]]) -> set[str]:
 def test_even_gaps_are_regular() -> None:
     """Every fourth day is regular, bursts with long pauses are not."""
     even = [("even", float(day), "bus", 1.0) for day in range(0, 100, 4)]
-    bursts = [("bursts", day + d, "bus", 1.0) for day in range(0, 100, 24) for d in (0.0, 1, 2)]
+    bursts = [("bursts", float(day + d), "bus", 1.0) for day in range(0, 100, 24) for d in range(3)]
     middle = [("middle", float(day + day % 3), "bus", 1.0) for day in range(0, 100, 6)]
     found = ask(even + bursts + middle, "how regular")
     assert said(found["even"]) == {"regular trips"}

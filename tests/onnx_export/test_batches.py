@@ -9,6 +9,7 @@ import torch
 
 from feast_anchor.onnx_export.batches import YES_NO, Batch, Batches
 from feast_anchor.onnx_export.corpus import Corpus
+from feast_anchor.onnx_export.inputs import Ints
 from feast_anchor.onnx_export.questions import build_corpus
 from tiny import TINY_CUT, TINY_MODALITIES, tiny_events, tiny_words
 
@@ -23,8 +24,8 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="module")
 def batches(corpus: Corpus) -> Batches:
-    """What draws from it."""
-    return Batches(corpus, TINY_MODALITIES, tiny_words(corpus))
+    """What draws from it, for a model that reads questions word by word."""
+    return Batches(corpus, TINY_MODALITIES, replace(tiny_words(corpus), query_tokens=True))
 
 
 def draw(batches: Batches, seed: int, noise: float = 0.0, silent: float = 0.0) -> Batch:
@@ -53,8 +54,8 @@ def test_targets_are_the_corpus_labels(batches: Batches) -> None:
 
 
 def test_what_a_target_says_is_what_its_text_says(batches: Batches) -> None:
-    """Answers that begin with a yes or a no say so, all others and missing ones say neither; the
-    batch's last two answers are a plain yes and a plain no.
+    """Answers that begin with a yes or a no say so, all others ("no visits at all") and missing
+    ones say neither; the batch's last two answers are a plain yes and a plain no.
     """
     said = set()
     for seed in range(8):
@@ -63,7 +64,8 @@ def test_what_a_target_says_is_what_its_text_says(batches: Batches) -> None:
         assert tuple(texts[-2:]) == YES_NO
         assert int(batch.target.max()) < len(texts) - 2 == batch.same.shape[1]
         for target, says in zip(batch.target.flatten(), batch.says.flatten(), strict=True):
-            first = texts[target].split()[0] if target >= 0 else ""
+            text = texts[target] if target >= 0 else ""
+            first = "" if text.endswith("at all") else text.split(" ")[0]
             assert int(says) == {"yes": 1, "no": 0}.get(first, -1)
             said.add(int(says))
     assert said == {-1, 0, 1}
@@ -111,17 +113,51 @@ def test_a_model_without_query_tokens_reads_user_emb_alone(corpus: Corpus) -> No
     assert (batch.query >= 0).all()
 
 
-def test_small_families_are_asked_as_often_as_large_ones(batches: Batches) -> None:
-    """A question's chance is larger in a smaller family, and it is one over all questions."""
-    families = np.array([question.family for question in batches.corpus.questions])
-    size = np.array([(families == family).sum() for family in families])
+@pytest.mark.parametrize("even", [0.0, 0.6, 1.0])
+def test_a_familys_share_follows_even(corpus: Corpus, even: float) -> None:
+    """A family of n questions is drawn in proportion to n ** (1 - even), its questions alike."""
+    chance = Batches(corpus, TINY_MODALITIES, tiny_words(corpus), even).chance
+    families = np.array([question.family for question in corpus.questions])
+    names, which, size = np.unique(families, return_inverse=True, return_counts=True)
     assert len(np.unique(size)) > 2
-    assert batches.chance.sum() == pytest.approx(1.0)
-    order = np.argsort(size)
-    assert (np.diff(batches.chance[order]) <= 1e-12).all()
-    share = {family: batches.chance[families == family].sum() for family in set(families)}
-    even = (families == families[order[-1]]).mean()
-    assert share[families[order[-1]]] < even  # the largest is held back
+    share = np.bincount(which, weights=chance, minlength=len(names))
+    expected = size ** (1 - even)
+    np.testing.assert_allclose(share, expected / expected.sum())
+    np.testing.assert_allclose(chance, (share / size)[which])
+
+
+@pytest.mark.parametrize("questions", [8, 9])
+def test_twice_gives_pairs_of_columns_of_one_question(batches: Batches, questions: int) -> None:
+    """Four questions in eight columns: each pair has the same answers and asks in two ways that
+    are both the question's own, some of them in different words.
+    """
+    batch = next(batches.draw(6, questions, 0.0, 0, twice=True))
+    assert batch.query.shape == (6, 8)
+    assert torch.equal(batch.target[:, 0::2], batch.target[:, 1::2])
+    assert torch.equal(batch.same[0::2], batch.same[1::2])
+    asked = question_of(batches, batch)
+    np.testing.assert_array_equal(asked[:, 0::2], asked[:, 1::2])
+    np.testing.assert_array_equal(asked, np.broadcast_to(asked[0], asked.shape))
+    assert len(set(asked[0])) == 4
+    assert (batch.query[:, 0::2] != batch.query[:, 1::2]).any()
+
+
+def question_of(batches: Batches, batch: Batch) -> Ints:
+    """The question [B,Q] whose phrasing each pair's text is, found by the text alone."""
+    found = (batches.query_texts == batch.queries.unsqueeze(1)).all(-1)  # [U,K]
+    assert (found.sum(1) == 1).all()
+    phrasing = found.int().argmax(1).numpy()[batch.query.numpy()]  # [B,Q]
+    return np.searchsorted(batches.phrasing_start, phrasing, side="right") - 1
+
+
+def test_a_batch_without_any_answer_has_one_candidate(corpus: Corpus) -> None:
+    """When nobody in a batch can answer what is asked, there are no targets, yet no empty axis."""
+    nothing = replace(corpus, labels=np.full_like(corpus.labels, -1))
+    batch = draw(Batches(nothing, TINY_MODALITIES, tiny_words(corpus)), 0)
+    assert (batch.target == -1).all()
+    assert (batch.says == -1).all()
+    assert batch.same.shape[1] == 1
+    assert len(batch.answers) == 3
 
 
 def test_days_count_to_the_newest_event(batches: Batches) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_later_events_change_no_window(
 def test_event_features_by_hand() -> None:
     """Monday 06:00 is a quarter turn of the hour and no turn of the week; amounts keep signs."""
     times = np.array([at(2024, 1, 1, 6), at(2024, 1, 4, 6)])
-    out = event_features(times, np.array([np.e - 1, -(np.e - 1)], np.float32), np.zeros(2, bool))
+    out = event_features(times, np.array([math.e - 1, 1 - math.e], np.float32), np.zeros(2, bool))
     assert out.shape == (2, len(EVENT_FEATURES))
     np.testing.assert_allclose(out[0], [1, 0, 1, 0, 0, 1], atol=1e-6)
     week = 2 * np.pi * 3 / 7

@@ -20,7 +20,7 @@ SPECIAL = SpecialIds(pad=50, user_emb=51, eos=52, first_prompt=53)
 CONFIG = ModelConfig(text=8, key=4, hidden=16, ff=24, readout=16, head_hidden=16, embedding=8)
 
 
-def make_model(**parts: bool) -> Anchor:
+def make_model(**parts: Any) -> Anchor:
     torch.manual_seed(3)
     return Anchor(replace(CONFIG, **parts), SPECIAL, modalities=3).eval()
 
@@ -29,19 +29,19 @@ MODEL = make_model()
 WITHOUT_EVIDENCE = make_model(evidence=False)
 
 
-def tensors(arrays: Arrays, *names: str) -> list[torch.Tensor]:
-    return [torch.from_numpy(arrays[name]) for name in names]
+def tensors(arrays: Arrays, *names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(arrays[name]) for name in names}
 
 
 @torch.no_grad()
 def state_of(arrays: Arrays, model: Anchor = MODEL) -> tuple[torch.Tensor, ...]:
-    return model.prefix(*tensors(arrays, "vectors", "features", "modality", "days"))
+    return model.prefix(**tensors(arrays, "vectors", "features", "modality", "days"))
 
 
 @torch.no_grad()
 def suffix_of(arrays: Arrays, state: Sequence[torch.Tensor], model: Anchor = MODEL) -> torch.Tensor:
     names = ("ids", "qlen", "plen", "context", "query", "prompt")
-    return model.suffix(*tensors(arrays, *names), state)
+    return model.suffix(**tensors(arrays, *names), state=state)
 
 
 def served(arrays: Arrays, model: Anchor = MODEL) -> torch.Tensor:
@@ -50,7 +50,7 @@ def served(arrays: Arrays, model: Anchor = MODEL) -> torch.Tensor:
 
 @torch.no_grad()
 def evidence_of(arrays: Arrays, state: Sequence[torch.Tensor]) -> torch.Tensor:
-    found = MODEL.find_evidence(*tensors(arrays, "plen", "context", "query"), state)
+    found = MODEL.find_evidence(**tensors(arrays, "plen", "context", "query"), state=state)
     assert found is not None
     return found
 

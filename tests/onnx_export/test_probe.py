@@ -59,6 +59,20 @@ def test_probe_is_repeatable_and_ignores_constant_columns() -> None:
     )
 
 
+def test_the_columns_of_one_vector_share_one_scale() -> None:
+    """Its columns keep their proportions; columns beside it have each its own scale, and scores
+    are those of scikit-learn on columns scaled in this way.
+    """
+    x, y = two_classes(200, 8)
+    vector = slice(2, 6)
+    probe, scale = fit_probe(x, y, vector=vector), x.std(axis=0)
+    scale[vector] = scale[vector].mean()
+    np.testing.assert_allclose(probe.scale, scale)
+    z = (x - x.mean(axis=0)) / scale
+    plain = LogisticRegression(C=probe.strength, tol=1e-10, max_iter=10_000)
+    np.testing.assert_allclose(probe.score(x), plain.fit(z, y).decision_function(z), atol=1e-5)
+
+
 def test_probe_needs_two_of_each_class() -> None:
     """One positive user cannot be cross-validated."""
     with pytest.raises(SourceError, match="rarer class has 1"):

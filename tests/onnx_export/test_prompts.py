@@ -35,7 +35,8 @@ def model() -> Anchor:
     for name, weight in model.decoder.named_parameters():
         if name.endswith(("query.weight", "key_value.weight", "out.weight")):
             weight.mul_(2.0)
-    model.words.weight.mul_(3.0)
+    for weight in model.words.parameters():
+        weight.mul_(3.0)
     return model
 
 
@@ -99,10 +100,10 @@ def test_the_same_seed_gives_the_same_bits(
     assert again.prompt.tobytes() == tuned.prompt.tobytes()
     assert again.record["looks"] == tuned.record["looks"]
     short = replace(QUICK, steps=2)
-    other = [
+    one, other = (
         tune_prompt(model, task[0], QUERY, task[1], replace(short, seed=s)).prompt for s in (0, 1)
-    ]
-    assert not np.array_equal(*other)
+    )
+    assert not np.array_equal(one, other)
 
 
 def test_nothing_but_prompt_and_prototypes_learns(
@@ -164,7 +165,7 @@ def test_too_few_labels_are_refused(model: Anchor, task: tuple[States, Array]) -
 
 
 @pytest.mark.parametrize(("name", "value"), [("tokens", 0), ("validation_share", 1.0)])
-def test_impossible_settings_are_refused(name: str, value: float) -> None:
+def test_impossible_settings_are_refused(name: str, value: Any) -> None:
     """A prompt of no token and a validation of everybody are errors that name the setting."""
     with pytest.raises(SpecError, match=name):
         replace(PromptConfig(), **{name: value})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from feast_anchor.onnx_export.errors import SpecError
-from feast_anchor.onnx_export.settings import TrainConfig, read_config
+from feast_anchor.onnx_export.settings import TrainConfig, config_from, read_config
 
 
 def config(folder: Path, text: str) -> TrainConfig:
@@ -21,6 +21,17 @@ def test_a_file_sets_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
     default = TrainConfig()
     expected = replace(default, steps=7, noise=0.0, learning_rate=1e-3)
     assert read == replace(expected, model=replace(default.model, layers=3))
+
+
+def test_folders_are_relative_to_what_the_caller_says(tmp_path: Path) -> None:
+    """A table inside another file names folders beside that file; "" is none; [] may be a tuple."""
+    values = {"text_encoder": "encoder", "backbone": "", "families": ["general"]}
+    read = config_from(values, "evaluate.toml: [train]", tmp_path)
+    assert read.text_encoder == str(tmp_path / "encoder")
+    assert read.backbone is None
+    assert read.families == ("general",)
+    with pytest.raises(SpecError, match=r"evaluate.toml: \[train\] has the unknown key 'setps'"):
+        config_from({"setps": 1}, "evaluate.toml: [train]", tmp_path)
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
@@ -43,6 +54,12 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ("steps = 0", "steps=0, expected at least 1"),
         ("learning_rate = nan", "learning_rate=nan, expected at least 0"),
         ("validation_share = 1.0", "validation_share=1.0, expected 0 or more, below 1"),
+        ("even = -0.1", "even=-0.1, expected at least 0"),
+        ("contrastive = -1", "contrastive=-1.0, expected at least 0"),
+        ("alike = -1", "alike=-1.0, expected at least 0"),
+        ("mask = 1", "mask=1: Input should be a valid boolean"),
+        ("families = []", "families=(), expected some of ('general', 'behaviour', 'attributes')"),
+        ("families = ['topics']", "families=('topics',), expected some of"),
         ("steps 7", "not valid TOML"),
     ],
 )

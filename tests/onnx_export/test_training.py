@@ -204,13 +204,15 @@ def test_looking_does_not_change_the_steps() -> None:
 
 
 def model_and_batch(config: ModelConfig = SIZES, silent: float = 0.0) -> tuple[Anchor, Batch]:
-    """An untrained model without dropout, and a batch of eight histories of any length."""
+    """An untrained model without dropout, and a batch of eight histories of any length that is
+    asked every question in two ways.
+    """
     torch.manual_seed(0)
     corpus = build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
     words = training._words(corpus, CONFIG)
     model = Anchor(config, words.special, len(TINY_MODALITIES), words.texts).eval()
     batches = Batches(corpus, TINY_MODALITIES, words)
-    return model, next(batches.draw(8, 6, 0.0, 0, silent=silent, alike=False))
+    return model, next(batches.draw(8, 6, 0.0, 0, silent=silent, twice=True, alike=False))
 
 
 @torch.no_grad()
@@ -233,17 +235,62 @@ def test_noise_on_questions_leaves_silent_pairs_silent() -> None:
     assert not objective._query(model, batch)[quiet].any()
     seen: list[torch.Tensor] = []
 
-    def noted(users: torch.Tensor, answers: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    def noted(users: torch.Tensor, *_: object) -> torch.Tensor:
         seen.append(users)
         return torch.zeros(())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "contrastive", noted)
         for noise in (0.0, 0.5):
-            objective.batch_loss(model, batch, 0, noise)
+            objective.batch_loss(model, batch, replace(CONFIG, query_noise=noise), 0)
     still, moved = seen
     torch.testing.assert_close(moved[quiet], still[quiet])
     assert (moved - still)[~quiet].abs().amax(-1).min() > 0
+
+
+def test_two_phrasings_are_pulled_together_where_both_are_asked() -> None:
+    """By hand: of a pair that agrees and one at a right angle the mean distance is a half; a pair
+    with a silent half does not count; a step downhill brings the vectors nearer.
+    """
+    batch = model_and_batch()[1]
+    pairs = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])  # [1,4,2]
+    users = pairs.requires_grad_()
+    apart = objective._apart(users, replace(batch, query=torch.tensor([[0, 1, 2, 3]])))
+    assert float(apart.detach()) == 0.5
+    apart.backward()
+    assert users.grad is not None
+    with torch.no_grad():
+        one, other = (users - 0.5 * users.grad)[0, 2:]
+    assert float(one @ other) > 0
+    silent = objective._apart(pairs.detach(), replace(batch, query=torch.tensor([[0, 1, 2, -1]])))
+    assert float(silent) == 0.0
+
+
+@torch.no_grad()
+def test_alike_weighs_the_distance_between_phrasings() -> None:
+    """The loss grows by `alike` times that distance, which is positive before any training."""
+    model, batch = model_and_batch()
+    still = replace(CONFIG, query_noise=0.0, alike=0.0)
+    without, double = (
+        objective.batch_loss(model, batch, replace(still, alike=weight), 0) for weight in (0.0, 2.0)
+    )
+    users = objective._vectors(
+        model, batch, objective._query(model, batch), objective._state(model, batch)
+    )[0]
+    apart = objective._apart(users, batch)
+    assert float(apart) > 0
+    torch.testing.assert_close(double, without + 2.0 * apart)
+
+
+def test_a_batch_without_any_answer_has_a_finite_loss() -> None:
+    """Nothing to contrast and nothing to write: only the phrasings' distance is left."""
+    model, batch = model_and_batch()
+    silent = torch.full_like(batch.target, -1)
+    batch = replace(batch, target=silent, says=silent)
+    loss = objective.batch_loss(model, batch, replace(CONFIG, alike=0.0), 2)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_the_plain_answers_are_no_candidates() -> None:
@@ -258,7 +305,7 @@ def test_the_plain_answers_are_no_candidates() -> None:
 def test_every_weight_is_trained(config: ModelConfig) -> None:
     """After one loss with writing, every parameter has a gradient."""
     model, batch = model_and_batch(config)
-    objective.batch_loss(model.train(), batch, 2, 0.1).backward()
+    objective.batch_loss(model.train(), batch, CONFIG, 2).backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
 
@@ -267,9 +314,10 @@ def test_every_weight_is_trained(config: ModelConfig) -> None:
 def test_the_objective_bears_bfloat16() -> None:
     """Inside autocast, as on a GPU, loss and gradients are finite and near those of float32."""
     model, batch = model_and_batch()
-    exact = float(objective.batch_loss(model, batch, 2).detach())
+    still = replace(CONFIG, query_noise=0.0)
+    exact = float(objective.batch_loss(model, batch, still, 2).detach())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = objective.batch_loss(model, batch, 2)
+        loss = objective.batch_loss(model, batch, still, 2)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(exact, rel=0.02)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

@@ -52,7 +52,7 @@ class Batch:
     ids: Tensor  # int64 [B, Q, L], each ending in <USER_EMB>
     qlen: Tensor  # int64 [B, Q]
     answer_texts: Tensor  # [A + 2, ...]; the last two are a plain yes and a plain no
-    answers: Tensor  # int64 [A + 2, L] distinct answers, each ending in <EOS>
+    answers: Tensor  # int64 [A + 2, L] distinct answers, at least one and two; <EOS> ends each
     answer_length: Tensor  # int64 [A + 2]
     target: Tensor  # int64 [B, Q] position in answers, -1 for none
     says: Tensor  # int64 [B, Q] 1 where the target says yes, 0 where it says no, -1 for others
@@ -169,6 +169,7 @@ class Batches:
         ids, qlen = self._suffixes(pick, quiet, noise, generator)
         labels = self.corpus.labels[np.ix_(rows, columns)]
         used = np.unique(labels[labels >= 0])
+        used = used if len(used) else np.zeros(1, dtype=np.int64)  # no axis may be empty
         plain = np.arange(len(self.answers) - 2, len(self.answers))
         length = self.answer_length[np.append(used, plain)]
         context = np.stack([self.histories[row].context for row in rows])  # [B,C]
@@ -245,8 +246,9 @@ def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> 
 def _chance(families: Sequence[str], even: float) -> Array:
     """How likely each question is to be drawn, float64 [K]; `even` as in `TrainConfig`."""
     _, which, size = np.unique(np.array(families), return_inverse=True, return_counts=True)
-    weight: Array = size[which].astype(np.float64) ** -even
-    return weight / weight.sum()
+    weight = size[which].astype(np.float64) ** -even
+    chance: Array = weight / weight.sum()
+    return chance
 
 
 def _tensor(array: Array) -> Tensor:

@@ -119,8 +119,13 @@ def yes_or_no(users: Tensor, yes: Tensor, no: Tensor, says: Tensor) -> Tensor:
 
 
 def next_token(logits: Tensor, tokens: Tensor, pad: int) -> Tensor:
-    """Mean cross-entropy of the answer's tokens: logits [..., L, V], tokens int64 [..., L]."""
-    return F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), ignore_index=pad)
+    """Mean cross-entropy of the answer's tokens: logits [..., L, V], tokens int64 [..., L].
+
+    0 where all tokens are padding.
+    """
+    logits, tokens = logits.flatten(0, -2), tokens.flatten()
+    total = F.cross_entropy(logits, tokens, ignore_index=pad, reduction="sum")
+    return total / (tokens != pad).sum().clamp(min=1)
 
 
 def _positive(similarity: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

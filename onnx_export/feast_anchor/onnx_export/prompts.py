@@ -228,7 +228,7 @@ def _is_stale(looks: Sequence[dict[str, Any]], patience: int) -> bool:
 
 def _first_prompt(task: _Task, generator: np.random.Generator) -> Tensor:
     """Random tokens as long as those of the vocabulary are: [R, D]."""
-    words = task.model.words.weight
+    words = task.model.words.forward(torch.arange(task.model.special.first_prompt))  # [V,D]
     noise = generator.standard_normal((task.config.tokens, words.shape[1])).astype(np.float32)
     return torch.from_numpy(noise) * float(words.std())
 

@@ -78,7 +78,8 @@ class ModelConfig:
                 f"hidden={hidden}, heads={heads}, kv_heads={sizes['kv_heads']}: expected an even "
                 "hidden / heads and a whole heads / kv_heads; change them or give head_dim"
             )
-        return replace(self, head_dim=self.head_dim or hidden // heads, **sizes)
+        given: dict[str, Any] = {**sizes, "head_dim": self.head_dim or hidden // heads}
+        return replace(self, **given)
 
     def around(self, decoder: DecoderConfig, *, tied: bool) -> ModelConfig:
         """The same with the sizes and variants of a pretrained decoder.

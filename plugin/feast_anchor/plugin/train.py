@@ -91,7 +91,8 @@ def train_settings(
     with needs_train_extra():
         from feast_anchor.onnx_export.settings import TrainConfig, read_config
     config = read_config(path) if path else TrainConfig()
-    given = {k: v for k, v in {"steps": steps, "seed": seed}.items() if v is not None}
+    named = {"steps": steps, "seed": seed}
+    given: dict[str, Any] = {k: v for k, v in named.items() if v is not None}
     for name, value in given.items():
         if path and getattr(config, name) != value:
             report(f"{name}={value} replaces {getattr(config, name)} of {path.name}", 0.0)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from feast_anchor.onnx_export.errors import SourceError
+from feast_anchor.plugin.demo.labels import is_held_out
 from feast_anchor.plugin.evaluate.config import load_config
 from feast_anchor.plugin.evaluate.users import check_classes, divide, part_of, read_labels
 from plugin.evaluate.conftest import CUT, EARLIER, TOO_LATE, WriteEvaluation, labels_table
@@ -30,6 +31,15 @@ def test_parts_have_their_shares_and_depend_on_split_and_key_alone(
     again = np.array([part_of(user, 1, config) for user in users])
     assert abs(((parts == "test") & (again == "test")).mean() - 0.16) < 0.03
     assert part_of("u7", 0, config) == parts[7]
+
+
+def test_split_0_reports_the_users_that_the_demo_holds_out(evaluation: WriteEvaluation) -> None:
+    """Its test part is the labels table's `held_out`; the test part of split 1 is another."""
+    config = load_config(evaluation())
+    users = [str(number) for number in range(2000)]
+    held_out = [is_held_out(user) for user in users]
+    assert [part_of(user, 0, config) == "test" for user in users] == held_out
+    assert [part_of(user, 1, config) == "test" for user in users] != held_out
 
 
 def test_reported_users_are_held_out_and_so_is_the_test_part_while_settings_are_chosen(

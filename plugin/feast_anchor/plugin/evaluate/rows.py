@@ -99,10 +99,8 @@ def vector_rows(board: Board, vectors: Vectors) -> Rows:
     whole, dim = slice(None), right.shape[2]
     yield NONE, board.probe(lambda s: vectors.none, vector=whole)
     if scenarios > 1:
-        steps = range(1, scenarios)
-        others = [
-            board.probe(lambda s, k=k: right[(s + k) % scenarios], vector=whole) for k in steps
-        ]  # type: ignore[misc]  # a default binds the loop's variable
+        turned = (np.roll(right, -k, axis=0) for k in range(1, scenarios))
+        others = [board.probe(other.__getitem__, vector=whole) for other in turned]
         yield WRONG, np.concatenate(others)
     yield SHUFFLED, board.probe(lambda s: vectors.shuffled[s], vector=whole)
     if len(asked) > 1:
