@@ -21,11 +21,13 @@ def sharp(modalities: int) -> Evidence:
     return evidence
 
 
-def events_of(vectors: list[list[float]], kinds: list[int], modalities: int) -> list[Tensor]:
+def events_of(
+    vectors: list[list[float]], kinds: list[int], modalities: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors [1,T,E], features of zeros [1,T,F] and member [1,T,M]; kind -1 is padding."""
     member = torch.tensor(kinds).unsqueeze(-1) == torch.arange(modalities)  # [T,M]
     features = torch.zeros(1, len(kinds), len(EVENT_FEATURES))
-    return [torch.tensor([vectors]), features, member.unsqueeze(0).float()]
+    return torch.tensor([vectors]), features, member.unsqueeze(0).float()
 
 
 @torch.no_grad()

@@ -233,14 +233,14 @@ def test_noise_on_questions_leaves_silent_pairs_silent() -> None:
     assert not objective._query(model, batch)[quiet].any()
     seen: list[torch.Tensor] = []
 
-    def noted(users: torch.Tensor, answers: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    def noted(users: torch.Tensor, answers: torch.Tensor, *_: object) -> torch.Tensor:
         seen.append(users)
         return torch.zeros(())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "contrastive", noted)
         for noise in (0.0, 0.5):
-            objective.batch_loss(model, batch, 0, noise)
+            objective.batch_loss(model, batch, replace(CONFIG, query_noise=noise), 0)
     still, moved = seen
     torch.testing.assert_close(moved[quiet], still[quiet])
     assert (moved - still)[~quiet].abs().amax(-1).min() > 0
@@ -258,7 +258,7 @@ def test_the_plain_answers_are_no_candidates() -> None:
 def test_every_weight_is_trained(config: ModelConfig) -> None:
     """After one loss with writing, every parameter has a gradient."""
     model, batch = model_and_batch(config)
-    objective.batch_loss(model.train(), batch, 2, 0.1).backward()
+    objective.batch_loss(model.train(), batch, CONFIG, 2).backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
 
@@ -267,9 +267,10 @@ def test_every_weight_is_trained(config: ModelConfig) -> None:
 def test_the_objective_bears_bfloat16() -> None:
     """Inside autocast, as on a GPU, loss and gradients are finite and near those of float32."""
     model, batch = model_and_batch()
-    exact = float(objective.batch_loss(model, batch, 2).detach())
+    still = replace(CONFIG, query_noise=0.0)
+    exact = float(objective.batch_loss(model, batch, still, 2).detach())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = objective.batch_loss(model, batch, 2)
+        loss = objective.batch_loss(model, batch, still, 2)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(exact, rel=0.02)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

@@ -169,6 +169,7 @@ class Batches:
         ids, qlen = self._suffixes(pick, quiet, noise, generator)
         labels = self.corpus.labels[np.ix_(rows, columns)]
         used = np.unique(labels[labels >= 0])
+        used = used if len(used) else np.zeros(1, np.int64)  # losses look up at least one
         plain = np.arange(len(self.answers) - 2, len(self.answers))
         length = self.answer_length[np.append(used, plain)]
         context = np.stack([self.histories[row].context for row in rows])  # [B,C]
@@ -246,7 +247,8 @@ def _chance(families: Sequence[str], even: float) -> Array:
     """How likely each question is to be drawn, float64 [K]; `even` as in `TrainConfig`."""
     _, which, size = np.unique(np.array(families), return_inverse=True, return_counts=True)
     weight: Array = size[which].astype(np.float64) ** -even
-    return weight / weight.sum()
+    weight /= weight.sum()
+    return weight
 
 
 def _tensor(array: Array) -> Tensor:
