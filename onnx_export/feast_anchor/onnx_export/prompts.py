@@ -32,6 +32,7 @@ from .inputs import Floats, Ints, suffix_ids
 from .model import Anchor
 from .probe import rank_auc
 from .states import States
+from .words import OwnWords
 
 _ROWS = 64  # per run without gradients: bounds its memory
 _LEAST = 10  # rows of each class, in training and validation together
@@ -228,7 +229,9 @@ def _is_stale(looks: Sequence[dict[str, Any]], patience: int) -> bool:
 
 def _first_prompt(task: _Task, generator: np.random.Generator) -> Tensor:
     """Random tokens as long as those of the vocabulary are: [R, D]."""
-    words = task.model.words.forward(torch.arange(task.model.special.first_prompt))  # [V,D]
+    table = task.model.words
+    assert isinstance(table, OwnWords)  # an export leaves no other kind
+    words = table.weight.detach()
     noise = generator.standard_normal((task.config.tokens, words.shape[1])).astype(np.float32)
     return torch.from_numpy(noise) * float(words.std())
 
