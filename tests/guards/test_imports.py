@@ -13,15 +13,8 @@ from guards.sources import Module, imported_names, modules, within
 TRAINING_SIDE = {
     "onnx_export": frozenset(
         {
-            *(
-                "model",
-                "decoder",
-                "evidence",
-                "text_encoder",
-                "pretrained",
-                "backbones",
-                "sentence",
-            ),
+            *("model", "decoder", "evidence", "text_encoder", "pretrained", "backbones"),
+            *("sentence", "threads"),
             *("lora", "vocabulary", "batches", "corpus", "losses", "objective", "negatives"),
             *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
             *("export", "evaluation", "prompts", "baselines", "trees", "sasrec", "past", "plots"),

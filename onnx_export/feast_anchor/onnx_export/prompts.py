@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +31,7 @@ from .inputs import Floats, Ints, suffix_ids
 from .model import Anchor
 from .probe import rank_auc
 from .states import States
+from .threads import one_thread
 from .words import OwnWords
 
 _ROWS = 64  # per run without gradients: bounds its memory
@@ -101,7 +101,7 @@ def tune_prompt(
     config = config or PromptConfig()
     began, y = time.monotonic(), np.asarray(labels, dtype=np.int64)
     train, held = _split(states.users, y, config)
-    with _one_thread():
+    with one_thread():
         task = _Task(model, states, query, y, config)
         start = task.class_means(train)
         before = task.auc(held, None, start)
@@ -276,14 +276,3 @@ def _batches(rows: Ints, size: int, generator: np.random.Generator) -> Iterator[
 
 def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums then do not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
