@@ -28,6 +28,7 @@ help:
 	@echo '  make evaluate [DATA=DIR]       is asking the question worth it? trains, compares with'
 	@echo '                         strong baselines; the result goes to build/evaluate'
 	@echo '  make evaluate-full [DATA=DIR]  the same for all seeds, user splits and ablations: hours'
+	@echo '  make text-encoder      a small pretrained sentence encoder (84 MB) in build/text_encoder'
 	@echo
 	@echo 'Work on it:'
 	@echo '  make test              all tests, against real PostgreSQL and Valkey servers'
