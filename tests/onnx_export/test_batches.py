@@ -147,7 +147,8 @@ def question_of(batches: Batches, batch: Batch) -> Ints:
     found = (batches.query_texts == batch.queries.unsqueeze(1)).all(-1)  # [U,K]
     assert (found.sum(1) == 1).all()
     phrasing = found.int().argmax(1).numpy()[batch.query.numpy()]  # [B,Q]
-    return np.searchsorted(batches.phrasing_start, phrasing, side="right") - 1
+    question: Ints = np.searchsorted(batches.phrasing_start, phrasing, side="right") - 1
+    return question
 
 
 def test_a_batch_without_any_answer_has_one_candidate(corpus: Corpus) -> None:
