@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from feast import FeatureStore
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 REPO = Path(__file__).parent
 LABEL = SCENARIO = "coupon_redeemer"
+VECTOR_SCALE = 10.0  # a coordinate of a unit vector is about .1
 RANKING = ["spend_28d", "spend_84d", "baskets_28d", "days_since_purchase", "redemptions_84d"]
 
 
@@ -30,7 +32,14 @@ def train(store: FeatureStore) -> Pipeline:
         features=store.get_feature_service("campaign_ranker"),
     ).to_df()
     joined = joined[joined[SCENARIO].notna()]
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    scale = ColumnTransformer(
+        [
+            ("ranking", StandardScaler(), slice(0, len(RANKING))),
+            # one scale for the whole vector, not one per coordinate: most of them hardly vary
+            ("vector", StandardScaler(with_std=False), slice(len(RANKING), None)),
+        ]
+    )
+    model = make_pipeline(scale, LogisticRegression(C=0.01, max_iter=1000))
     return model.fit(_matrix(joined), joined["label"])
 
 
@@ -50,7 +59,7 @@ def _matrix(features: pd.DataFrame) -> np.ndarray:
     never = {"days_since_purchase": 365.0}  # no purchase yet is long ago, not just now
     ranking = features[RANKING].fillna(never).fillna(0.0).to_numpy(dtype=np.float64)
     vectors = np.stack(features[SCENARIO].to_numpy())
-    return np.hstack([np.log1p(np.maximum(ranking, 0.0)), vectors])
+    return np.hstack([np.log1p(np.maximum(ranking, 0.0)), VECTOR_SCALE * vectors])
 
 
 def main() -> None:

@@ -116,7 +116,9 @@ def export_random(
     words = ["green tea oat milk bread apples soap", "in drinks food home age young old"]
     tokenizer = train_tokenizer([*words, *QUERIES.values()] * 4, 400)
     torch.manual_seed(seed)
-    config = ModelConfig(text=16, hidden=32, ff=48, readout=32, embedding=embedding)
+    config = ModelConfig(
+        query_tokens=True, text=16, hidden=32, ff=48, readout=32, embedding=embedding
+    )
     model = Anchor(config, special_ids(tokenizer), len(specs))
     info = BundleInfo("random", entity, tuple(specs), 12, 48, {})
     export_bundle(model, tokenizer, info, folder)

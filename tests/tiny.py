@@ -71,7 +71,16 @@ def tiny_config() -> TrainConfig:
     from feast_anchor.onnx_export.model import ModelConfig
     from feast_anchor.onnx_export.settings import TrainConfig
 
-    sizes = ModelConfig(text=16, key=8, hidden=32, ff=48, readout=32, head_hidden=32, embedding=16)
+    sizes = ModelConfig(
+        query_tokens=True,
+        text=16,
+        key=8,
+        hidden=32,
+        ff=48,
+        readout=32,
+        head_hidden=32,
+        embedding=16,
+    )
     return TrainConfig(
         model=sizes,
         steps=4,

@@ -9,15 +9,20 @@ import pytest
 
 from guards.sources import Module, imported_names, modules, within
 
-# The modules of onnx_export that train and export. All others run where torch is not installed.
-TRAINING_SIDE = frozenset(
-    {
-        *("model", "decoder", "evidence", "text_encoder", "pretrained", "backbones", "sentence"),
-        *("lora", "vocabulary", "batches", "corpus", "losses", "objective", "negatives"),
-        *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
-        *("export", "evaluation", "prompts", "baselines", "trees", "sasrec", "past"),
-    }
-)
+# The modules that train, tune and export. All others run where torch is not installed.
+TRAINING_SIDE = {
+    "onnx_export": frozenset(
+        {
+            *("model", "decoder", "evidence", "text_encoder", "pretrained", "backbones"),
+            *("sentence", "threads"),
+            *("lora", "vocabulary", "batches", "corpus", "losses", "objective", "negatives"),
+            *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
+            *("export", "evaluation", "prompts", "baselines", "trees", "sasrec", "past", "plots"),
+            *("sizes", "words", "weights", "states"),
+        }
+    ),
+    "plugin": frozenset({"readings", "tuning"}),
+}
 TRAINING_LIBRARIES = frozenset(
     {"torch", "onnx", "onnxscript", "sklearn", "matplotlib", "scipy", "lightgbm"}
 )
@@ -50,7 +55,7 @@ for name in sys.argv[2:]:
 
 def is_training_side(module: Module) -> bool:
     """Whether `module` may import torch."""
-    return module.root == "onnx_export" and module.part in TRAINING_SIDE
+    return module.part in TRAINING_SIDE.get(module.root, ())
 
 
 def offences(candidates: Iterable[Module], packages: frozenset[str]) -> dict[str, list[str]]:

@@ -20,28 +20,29 @@ SPECIAL = SpecialIds(pad=50, user_emb=51, eos=52, first_prompt=53)
 CONFIG = ModelConfig(text=8, key=4, hidden=16, ff=24, readout=16, head_hidden=16, embedding=8)
 
 
-def make_model(**parts: Any) -> Anchor:
+def make_model(config: ModelConfig = CONFIG) -> Anchor:
     torch.manual_seed(3)
-    return Anchor(replace(CONFIG, **parts), SPECIAL, modalities=3).eval()
+    return Anchor(config, SPECIAL, modalities=3).eval()
 
 
 MODEL = make_model()
-WITHOUT_EVIDENCE = make_model(evidence=False)
+WITHOUT_EVIDENCE = make_model(replace(CONFIG, evidence=False))
 
 
-def tensors(arrays: Arrays, *names: str) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(arrays[name]) for name in names}
+def tensors(arrays: Arrays, *names: str) -> list[torch.Tensor]:
+    return [torch.from_numpy(arrays[name]) for name in names]
 
 
 @torch.no_grad()
 def state_of(arrays: Arrays, model: Anchor = MODEL) -> tuple[torch.Tensor, ...]:
-    return model.prefix(**tensors(arrays, "vectors", "features", "modality", "days"))
+    return model.prefix(*tensors(arrays, "vectors", "features", "modality", "days"))
 
 
 @torch.no_grad()
 def suffix_of(arrays: Arrays, state: Sequence[torch.Tensor], model: Anchor = MODEL) -> torch.Tensor:
     names = ("ids", "qlen", "plen", "context", "query", "prompt")
-    return model.suffix(**tensors(arrays, *names), state=state)
+    ids, qlen, plen, context, query, prompt = tensors(arrays, *names)
+    return model.suffix(ids, qlen, plen, context, query, prompt, state)
 
 
 def served(arrays: Arrays, model: Anchor = MODEL) -> torch.Tensor:
@@ -50,7 +51,8 @@ def served(arrays: Arrays, model: Anchor = MODEL) -> torch.Tensor:
 
 @torch.no_grad()
 def evidence_of(arrays: Arrays, state: Sequence[torch.Tensor]) -> torch.Tensor:
-    found = MODEL.find_evidence(**tensors(arrays, "plen", "context", "query"), state=state)
+    plen, context, query = tensors(arrays, "plen", "context", "query")
+    found = MODEL.find_evidence(plen, context, query, state)
     assert found is not None
     return found
 
@@ -73,10 +75,14 @@ def test_prefix_and_suffix_equal_one_plain_forward(
     torch.testing.assert_close(served(arrays, model), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("parts", [{"user_token": False}, {"modal_tokens": False}])
-def test_parts_that_are_left_out_leave_both_paths_equal(parts: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [replace(CONFIG, user_token=False), replace(CONFIG, modal_tokens=False)],
+    ids=["no user token", "no modality tokens"],
+)
+def test_parts_that_are_left_out_leave_both_paths_equal(config: ModelConfig) -> None:
     """Without user or modality tokens, prefix and suffix still give what one forward gives."""
-    model = make_model(**parts)
+    model = make_model(config)
     arrays = random_inputs(model, (2, 6, 2, 4), np.random.default_rng(0))
     with torch.no_grad():
         expected = reference(model, arrays)

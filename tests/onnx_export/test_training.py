@@ -235,7 +235,7 @@ def test_noise_on_questions_leaves_silent_pairs_silent() -> None:
     assert not objective._query(model, batch)[quiet].any()
     seen: list[torch.Tensor] = []
 
-    def noted(users: torch.Tensor, *_: object) -> torch.Tensor:
+    def noted(users: torch.Tensor, answers: torch.Tensor, *_: object) -> torch.Tensor:
         seen.append(users)
         return torch.zeros(())
 

@@ -169,7 +169,7 @@ class Batches:
         ids, qlen = self._suffixes(pick, quiet, noise, generator)
         labels = self.corpus.labels[np.ix_(rows, columns)]
         used = np.unique(labels[labels >= 0])
-        used = used if len(used) else np.zeros(1, dtype=np.int64)  # no axis may be empty
+        used = used if len(used) else np.zeros(1, np.int64)  # losses look up at least one
         plain = np.arange(len(self.answers) - 2, len(self.answers))
         length = self.answer_length[np.append(used, plain)]
         context = np.stack([self.histories[row].context for row in rows])  # [B,C]
@@ -246,9 +246,9 @@ def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> 
 def _chance(families: Sequence[str], even: float) -> Array:
     """How likely each question is to be drawn, float64 [K]; `even` as in `TrainConfig`."""
     _, which, size = np.unique(np.array(families), return_inverse=True, return_counts=True)
-    weight = size[which].astype(np.float64) ** -even
-    chance: Array = weight / weight.sum()
-    return chance
+    weight: Array = size[which].astype(np.float64) ** -even
+    weight /= weight.sum()
+    return weight
 
 
 def _tensor(array: Array) -> Tensor:

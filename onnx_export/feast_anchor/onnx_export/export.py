@@ -176,9 +176,10 @@ def reference(model: Anchor, arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
         real = int((arrays["modality"][b] >= 0).sum())
         for q in range(arrays["ids"].shape[1]):
             ids = t["ids"][b, q, : int(arrays["qlen"][b, q])]
-            given = {name: t[name][b, :real] for name in _PREFIX_INPUTS}
-            given |= {"ids": ids, "context": t["context"][b, q], "query": t["query"][b, q]}
-            rows.append(model.full(**given, prompt=t["prompt"]))
+            vectors, features, modality, days = (t[name][b, :real] for name in _PREFIX_INPUTS)
+            context, query = t["context"][b, q], t["query"][b, q]
+            history = (vectors, features, modality, days)
+            rows.append(model.full(*history, ids, context, query, t["prompt"]))
     return torch.stack(rows).reshape(*arrays["ids"].shape[:2], -1)
 
 
@@ -204,7 +205,8 @@ def _compare(
 
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
     torch_state = model.prefix(*(t[name] for name in _PREFIX_INPUTS))
-    torch_vectors = model.suffix(**{name: t[name] for name in _SUFFIX_INPUTS}, state=torch_state)
+    ids, qlen, plen, context, query, prompt = (t[name] for name in _SUFFIX_INPUTS)
+    torch_vectors = model.suffix(ids, qlen, plen, context, query, prompt, torch_state)
     spoken = _random_answers(model, (shape[0], shape[3]), generator)
     spoken_feed = dict(zip(_ANSWER_INPUTS, spoken, strict=True))
     answers = sessions["answer"].run(None, spoken_feed)[0]

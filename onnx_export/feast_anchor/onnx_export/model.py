@@ -136,7 +136,8 @@ class Anchor(nn.Module):
         found = self.find_evidence(plen, context, query, state)
         x = self.suffix_tokens(ids, context, query, found, prompt)
         hidden = self.decoder.suffix(x, keep, plen, state).squeeze(2)  # [B,Q,D]
-        return self.readout.forward(hidden, query, found)
+        vectors: Tensor = self.readout(hidden, query, found)
+        return vectors
 
     def find_evidence(
         self, plen: Tensor, context: Tensor, query: Tensor, state: Sequence[Tensor]
@@ -158,15 +159,14 @@ class Anchor(nn.Module):
         ids int64 [B,Q,L], context[B,Q,C], query[B,Q,E], found[B,Q,X] or None, prompt[R,D].
         """
         first = self.special.first_prompt
-        words = self.words.forward(ids.clamp(max=first - 1))  # [B,Q,L,D]
+        words: Tensor = self.words(ids.clamp(max=first - 1))  # [B,Q,L,D]
         soft = prompt[(ids - first).clamp(min=0)]  # [B,Q,L,D]
         x = torch.where((ids >= first).unsqueeze(-1), soft, words)
-        told = self.context_in(context) + self.query_in(query)  # [B,Q,D]
+        told: Tensor = self.context_in(context) + self.query_in(query)  # [B,Q,D]
         if found is not None:
             told = told + self.readout.to_decoder(found)
         anchor = (ids == self.special.user_emb).unsqueeze(-1).to(x.dtype)  # [B,Q,L,1]
-        read: Tensor = x + anchor * told.unsqueeze(2)
-        return read
+        return x + anchor * told.unsqueeze(2)
 
     def answer(self, ids: Tensor, length: Tensor, vector: Tensor) -> Tensor:
         """Encode answers without a prefix: ids int64 [A,L], length int64 [A], vector[A,E]."""
@@ -174,7 +174,8 @@ class Anchor(nn.Module):
         keep = (length - 1).reshape(1, -1, 1)
         plen = torch.zeros_like(length).unsqueeze(0)
         hidden = self.decoder.suffix(x, keep, plen, self.decoder.empty_state())  # [1,A,1,D]
-        return self.readout.forward(hidden[0, :, 0], vector, None)
+        answers: Tensor = self.readout(hidden[0, :, 0], vector, None)
+        return answers
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., first_prompt] of hidden states [..., D]."""
@@ -208,7 +209,8 @@ class Anchor(nn.Module):
             found = self.evidence.read(asked, keys[None], values[None], seen, elapsed)
         block = self.suffix_tokens(ids[None, None], told, asked, found, prompt)[0]  # [1,L,D]
         hidden = self.decoder.full(torch.cat((history, block), dim=1))[:, -1:]  # [1,1,D]
-        return self.readout.forward(hidden, asked, found)[0, 0]
+        served: Tensor = self.readout(hidden, asked, found)
+        return served[0, 0]
 
 
 class Readout(nn.Module):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +31,8 @@ from .inputs import Floats, Ints, suffix_ids
 from .model import Anchor
 from .probe import rank_auc
 from .states import States
+from .threads import one_thread
+from .words import OwnWords
 
 _ROWS = 64  # per run without gradients: bounds its memory
 _LEAST = 10  # rows of each class, in training and validation together
@@ -100,7 +101,7 @@ def tune_prompt(
     config = config or PromptConfig()
     began, y = time.monotonic(), np.asarray(labels, dtype=np.int64)
     train, held = _split(states.users, y, config)
-    with _one_thread():
+    with one_thread():
         task = _Task(model, states, query, y, config)
         start = task.class_means(train)
         before = task.auc(held, None, start)
@@ -228,7 +229,9 @@ def _is_stale(looks: Sequence[dict[str, Any]], patience: int) -> bool:
 
 def _first_prompt(task: _Task, generator: np.random.Generator) -> Tensor:
     """Random tokens as long as those of the vocabulary are: [R, D]."""
-    words = task.model.words.forward(torch.arange(task.model.special.first_prompt))  # [V,D]
+    table = task.model.words
+    assert isinstance(table, OwnWords)  # an export leaves no other kind
+    words = table.weight.detach()
     noise = generator.standard_normal((task.config.tokens, words.shape[1])).astype(np.float32)
     return torch.from_numpy(noise) * float(words.std())
 
@@ -273,14 +276,3 @@ def _batches(rows: Ints, size: int, generator: np.random.Generator) -> Iterator[
 
 def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums then do not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -33,6 +32,7 @@ from .inputs import (
     window,
 )
 from .manifest import ModalitySpec
+from .threads import one_thread
 
 Progress = Callable[[str, float], None]
 Item = tuple[int, str]
@@ -126,7 +126,7 @@ class Sasrec(nn.Module):
         out = np.zeros((len(users), self.config.hidden + len(CONTEXT_FEATURES)), np.float32)
         found = _histories(events, self.modalities, users, as_of, self.place)
         known = sorted(found, key=lambda row: len(found[row].item))
-        with _one_thread(), torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             self.eval()
             for start in range(0, len(known), self.config.batch):
                 part = known[start : start + self.config.batch]
@@ -166,7 +166,7 @@ def train_sasrec(
     config = config or SasrecConfig()
     report = on_progress or (lambda message, fraction: None)
     items = _frequent(_read(events, modalities, cut, fit_users), config.items)
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Sasrec(modalities, items, config)
         users = sorted(fit_users)
@@ -277,14 +277,3 @@ def _padded(histories: Sequence[_History]) -> Sequences:
         modality[row, :length] = torch.tensor(history.modality)
         features[row, :length] = torch.from_numpy(history.features)
     return Sequences(item, modality, features)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums that do not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -10,8 +10,7 @@ Beside the bundle `out` stand `out.card/` (run card and curves) and, while train
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from .questions import build_corpus
 from .sentence import read_sentence_encoder
 from .settings import TrainConfig
 from .text_encoder import OwnTextEncoder, PretrainedTextEncoder, TextEncoder
+from .threads import one_thread
 from .validation import split
 from .vocabulary import Words, special_ids, train_tokenizer
 from .words import PretrainedWords
@@ -89,7 +89,8 @@ def train_bundle(
     store = Store(
         _beside(out, ".training.safetensors"), identity(corpus, modalities, entity, cut, config)
     )
-    with _deterministic(config.seed):
+    with one_thread(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(config.seed)
         backbone = None if config.backbone is None else read_backbone(config.backbone)
         words = _words(corpus, config, backbone)
         batches = Batches(corpus, modalities, words, config.even)
@@ -184,20 +185,3 @@ def _require_examples(corpus: Corpus) -> None:
             f"{len(corpus.events.users)} users give no question with two different answers; "
             "expected at least two users with events on several days before the cut"
         )
-
-
-@contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """Seed torch for the block and keep it to one thread, without disturbing the caller.
-
-    One thread, because sums then do not depend on the number of cores, and because with matrices
-    this small a second thread gains little on an idle machine and halves the speed on a busy one.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ and rows of one user are never on both sides of a fold.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ SETTINGS: tuple[Setting, ...] = (
     {"leaves": 15, "rounds": 150, "rate": 0.03, "rows": 0.02, "columns": 0.2},
 )
 
+# LightGBM's own thread pool is process-wide: two trainings in two Python threads crashed it.
+_ONE_AT_A_TIME = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Trees:
@@ -42,7 +46,7 @@ class Trees:
 
     def score(self, x: Array) -> Array:
         """Mean log-odds of yes [rows]."""
-        odds = [booster.predict(x, raw_score=True) for booster in self.boosters]
+        odds = [_predicted(booster, x, raw_score=True) for booster in self.boosters]
         return np.asarray(np.mean(odds, axis=0), dtype=np.float64)
 
 
@@ -126,7 +130,7 @@ def _validated(
 ) -> float:
     """Mean AUC over the folds; 0 where no fold has both classes on both sides."""
     scores = [
-        roc_auc_score(y[test], _boost(x[train], y[train], setting, seed).predict(x[test]))
+        roc_auc_score(y[test], _predicted(_boost(x[train], y[train], setting, seed), x[test]))
         for train, test in parts
     ]
     return float(np.mean(scores)) if scores else 0.0
@@ -149,4 +153,10 @@ def _boost(x: Array, y: Array, setting: Setting, seed: int) -> lightgbm.Booster:
         "verbosity": -1,
     }
     data = lightgbm.Dataset(np.asarray(x, dtype=np.float64), label=y, params={"verbosity": -1})
-    return lightgbm.train(parameters, data, int(setting["rounds"]))
+    with _ONE_AT_A_TIME:
+        return lightgbm.train(parameters, data, int(setting["rounds"]))
+
+
+def _predicted(booster: lightgbm.Booster, x: Array, raw_score: bool = False) -> Array:
+    with _ONE_AT_A_TIME:
+        return np.asarray(booster.predict(x, raw_score=raw_score, num_threads=1))

@@ -145,7 +145,7 @@ class Scorer:
         """Questions of one width at some as-of times: float32 [S, questions of the group, dim]."""
         moments, questions = len(contexts), len(group.ids)
         blocks = moments * questions
-        asked: dict[str, np.ndarray[Any, Any]] = {
+        asked: dict[str, Any] = {
             "ids": np.tile(group.ids, (moments, 1)),  # [S*Q, L]
             "qlen": np.tile(group.lengths, moments),  # [S*Q]
             "plen": np.full(blocks, prefix_tokens, dtype=np.int64),

@@ -223,7 +223,7 @@ def _random_moments(repo: Path) -> pd.DataFrame:
 def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     """AUC on held-out households of a linear probe: right query, no query, counts."""
     from feast_anchor.onnx_export.evaluation import count_features, frequent_texts
-    from feast_anchor.onnx_export.probe import fit_probe
+    from feast_anchor.onnx_export.probe import NO_VECTOR, fit_probe
 
     joined = joined[joined[CONTROL].notna()].sort_values("household_id", ignore_index=True)
     test = joined["held_out"].to_numpy(dtype=bool)
@@ -235,6 +235,8 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     texts = frequent_texts(events, joined.loc[~test, "household_id"].tolist(), CUT)
     counts = count_features(events, users, CUT, specs, texts)
     general = _matrix(joined[CONTROL])
+    vector = slice(None)
+    together = {"right_query": vector, "no_query": vector, "counts": NO_VECTOR}
     result = {}
     for name in SCENARIO_LABELS:
         y = joined[name + LABEL].to_numpy(dtype=bool)
@@ -244,7 +246,8 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
             "counts": counts,
         }
         scores = {
-            variant: fit_probe(x[~test], y[~test]).score(x[test]) for variant, x in inputs.items()
+            variant: fit_probe(x[~test], y[~test], vector=together[variant]).score(x[test])
+            for variant, x in inputs.items()
         }
         result[name] = {"positives": float(y.mean())} | {
             variant: _with_interval(y[test], score) for variant, score in scores.items()
