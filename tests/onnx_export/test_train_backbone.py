@@ -23,6 +23,7 @@ from feast_anchor.onnx_export.model import Anchor, ModelConfig
 from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.settings import TrainConfig
 from feast_anchor.onnx_export.text_encoder import OwnTextEncoder
+from feast_anchor.onnx_export.threads import one_thread
 from feast_anchor.onnx_export.training import train_bundle
 from feast_anchor.onnx_export.validation import split
 from feast_anchor.onnx_export.vocabulary import train_tokenizer
@@ -81,7 +82,8 @@ def fit(
         tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer", snapshots_per_user=2,
         topics=3,
     )  # fmt: skip
-    with training._deterministic(settings.seed):
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
         assert settings.backbone is not None
         backbone = read_backbone(settings.backbone)
         words = training._words(corpus, settings, backbone)

@@ -17,6 +17,7 @@ from feast_anchor.onnx_export.manifest import read_manifest
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
 from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.settings import TrainConfig
+from feast_anchor.onnx_export.threads import one_thread
 from feast_anchor.onnx_export.training import train_bundle
 from feast_anchor.onnx_export.validation import Scores, split
 from tiny import TINY_CUT, TINY_MODALITIES, tiny_config, tiny_events
@@ -40,7 +41,8 @@ def run(
     corpus = build_corpus(
         events, TINY_MODALITIES, cut=TINY_CUT, entity="customer", snapshots_per_user=2, topics=3
     )
-    with training._deterministic(config.seed):
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
         words = training._words(corpus, config)
         model = Anchor(config.model, words.special, len(TINY_MODALITIES), words.texts)
         batches = Batches(corpus, TINY_MODALITIES, words)
@@ -74,17 +76,35 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_training_leaves_the_callers_random_numbers_alone() -> None:
-    """The caller's torch generator continues as if nothing had happened."""
+class Killed(Exception):
+    """What a killed process is to this one: nothing after it happens."""
+
+
+def test_training_leaves_the_callers_random_numbers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's torch generator continues as if nothing had happened, even where training ends
+    with an error.
+    """
+
+    def fail(*_: object) -> None:
+        torch.rand(7)
+        raise Killed
+
+    monkeypatch.setattr(training, "fit", fail)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit(tiny_events(users=6), replace(CONFIG, steps=1))
+    with pytest.raises(Killed):
+        train_bundle(
+            tiny_events(users=6),
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            out=tmp_path / "b",
+            entity="customer_id",
+            config=CONFIG,
+        )
     assert torch.equal(torch.rand(3), expected)
-
-
-class Killed(Exception):
-    """What a killed process is to this one: nothing after it happens."""
 
 
 def kill_after(step: int) -> Progress:
