@@ -17,6 +17,7 @@ from services.postgres import PostgresServer, postgres_server
 from services.process import ServerNotFoundError
 from services.valkey import ValkeyServer, valkey_server
 from shop import write_bundle
+from tiny import sentence_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKERS = {"postgres": "services", "valkey": "services", "data_dir": "realdata"}
@@ -75,6 +76,14 @@ def data_dir() -> Path:
 def shop_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A verified bundle with random weights that reads the tables of `shop`; do not change it."""
     return write_bundle(tmp_path_factory.mktemp("bundle") / "shop")
+
+
+@pytest.fixture(scope="session")
+def sentence_bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that reads texts with a sentence encoder, and questions by their text vectors
+    alone; do not change it.
+    """
+    return sentence_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 def _unavailable(reason: str) -> NoReturn:

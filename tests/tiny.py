@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from feast_anchor.onnx_export.corpus import Corpus
+    from feast_anchor.onnx_export.sentence import SentenceEncoder
     from feast_anchor.onnx_export.settings import TrainConfig
     from feast_anchor.onnx_export.vocabulary import Words
 
@@ -139,27 +140,40 @@ def tiny_bert(folder: Path) -> Any:
     return model
 
 
-def bert_bundle(folder: Path, bert: Path) -> Path:
-    """Export an untrained model that reads texts with `tiny_bert`, without query tokens."""
-    from dataclasses import replace
-
+def tiny_sentence_encoder() -> tuple[SentenceEncoder, Tokenizer]:
+    """A random sentence encoder with the vocabulary of `tiny_bert`, always the same."""
     import torch
+
+    from feast_anchor.onnx_export.sentence import SentenceConfig, SentenceEncoder
+
+    torch.manual_seed(0)
+    sizes = {"hidden": 16, "layers": 2, "heads": 4, "ff": 24}
+    config = SentenceConfig(
+        vocabulary=len(BERT_WORDS), positions=20, norm_eps=1e-12, pad=0, pooling="mean", **sizes
+    )
+    tokenizer = _bert_tokenizer()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return SentenceEncoder(config).eval(), tokenizer
+
+
+def sentence_bundle(folder: Path) -> Path:
+    """Export an untrained model with `tiny_sentence_encoder` and without query tokens."""
+    from dataclasses import replace
 
     from feast_anchor.onnx_export.export import BundleInfo, export_bundle
     from feast_anchor.onnx_export.model import Anchor
-    from feast_anchor.onnx_export.sentence import read_sentence_encoder
     from feast_anchor.onnx_export.text_encoder import PretrainedTextEncoder
     from feast_anchor.onnx_export.vocabulary import special_ids, train_tokenizer
 
-    torch.manual_seed(0)
     tokenizer = train_tokenizer(["will this customer have fresh milk or wine"], 300)
-    encoder, text_tokenizer = read_sentence_encoder(bert)
+    encoder, text_tokenizer = tiny_sentence_encoder()
     config = replace(tiny_config().model, query_tokens=False)
     texts = PretrainedTextEncoder(encoder)
     model = Anchor(config, special_ids(tokenizer), len(TINY_MODALITIES), texts)
-    info = BundleInfo("bert", "customer_id", TINY_MODALITIES, 12, 32, {})
-    export_bundle(model, tokenizer, info, folder / "bert", text_tokenizer=text_tokenizer)
-    return folder / "bert"
+    info = BundleInfo("sentence", "customer_id", TINY_MODALITIES, 12, 32, {})
+    export_bundle(model, tokenizer, info, folder / "sentence", text_tokenizer=text_tokenizer)
+    return folder / "sentence"
 
 
 def _bert_tokenizer() -> Tokenizer:

@@ -21,9 +21,8 @@ from feast_anchor.onnx_export.export import (
 from feast_anchor.onnx_export.inputs import suffix_ids
 from feast_anchor.onnx_export.manifest import GRAPHS, Manifest
 from feast_anchor.onnx_export.model import Anchor
-from feast_anchor.onnx_export.sentence import read_sentence_encoder
 from feast_anchor.onnx_export.text_encoder import PretrainedTextEncoder
-from tiny import TINY_MODALITIES, bert_bundle, tiny_config
+from tiny import TINY_MODALITIES, tiny_config, tiny_sentence_encoder
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -38,9 +37,9 @@ def bundle(bundle_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def pretrained(bert: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle that reads texts with a tiny BERT, and questions by their text vectors alone."""
-    return Bundle.open(bert_bundle(tmp_path_factory.mktemp("pretrained"), bert[0]))
+def pretrained(sentence_bundle_folder: Path) -> Bundle:
+    """A bundle that reads texts with a sentence encoder, opened."""
+    return Bundle.open(sentence_bundle_folder)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
     assert names["prefix"] == ([*HISTORY], state)
     assert names["suffix"] == ([*ASKED, *state], ["embedding"])
     assert names["answer"] == (["ids", "length", "vector"], ["embedding"])
-    assert bundle.manifest.state == state_tensors(tiny_config().model) == tuple(state)
+    assert bundle.manifest.state == state_tensors(tiny_config().model.sized()) == tuple(state)
 
 
 def test_the_manifest_says_how_the_graphs_read(bundle: Bundle) -> None:
@@ -201,13 +200,11 @@ def test_a_folder_with_other_files_is_not_replaced(bundle: Bundle, tmp_path: Pat
 
 
 @torch.no_grad()
-def test_a_pretrained_encoder_is_exported_with_its_own_tokenizer(
-    pretrained: Bundle, bert: tuple[Path, Any]
-) -> None:
+def test_a_pretrained_encoder_is_exported_with_its_own_tokenizer(pretrained: Bundle) -> None:
     """The bundle encodes texts as the sentence encoder does, whatever the decoder's tokenizer is,
     and its width and padding stand in the manifest.
     """
-    encoder, tokenizer = read_sentence_encoder(bert[0])
+    encoder, tokenizer = tiny_sentence_encoder()
     assert pretrained.manifest.dims.text == 16
     assert pretrained.manifest.text_pad == encoder.config.pad == 0
     assert pretrained.manifest.special_ids.pad > 0

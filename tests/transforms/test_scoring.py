@@ -18,7 +18,7 @@ from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import ShardHistories, build_histories
 from feast_anchor.transforms.scoring import Question, Scorer, UserVectors
 from shop import SPECS
-from tiny import TINY_MODALITIES, bert_bundle, tiny_bert
+from tiny import TINY_MODALITIES
 
 DAY = 86_400_000_000
 TEXTS = ("green tea in drinks", "soap in home", "bread in food", "age old")
@@ -140,12 +140,13 @@ def test_a_query_that_is_too_long_is_refused(bundle: Bundle) -> None:
         Scorer(bundle, [Question("tea " * 100)])
 
 
-def test_questions_read_by_their_text_vectors_alone_are_scored(tmp_path: Path) -> None:
+def test_questions_read_by_their_text_vectors_alone_are_scored(
+    sentence_bundle_folder: Path,
+) -> None:
     """With a pretrained text encoder and no query tokens, questions are still told apart, and
     company changes no bit.
     """
-    tiny_bert(tmp_path)
-    pretrained = Bundle.open(bert_bundle(tmp_path, tmp_path))
+    pretrained = Bundle.open(sentence_bundle_folder)
     questions = [Question("fresh tomatoes"), Question("wine"), Question(None)]
     shard = histories_of({"a": [(0, 0, 2.0), (DAY, 1, 1.0)]}, [9 * DAY], TINY_MODALITIES)
     (found,) = Scorer(pretrained, questions, threads=1).score(shard.histories, shard.texts)
@@ -153,5 +154,5 @@ def test_questions_read_by_their_text_vectors_alone_are_scored(tmp_path: Path) -
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-6)
     assert (np.linalg.norm(vectors[:, None] - vectors, axis=-1) + np.eye(3)).min() > 1e-3
     for column, question in enumerate(questions):
-        (single,) = Scorer(pretrained, [question]).score(shard.histories, shard.texts)
+        (single,) = Scorer(pretrained, [question], threads=1).score(shard.histories, shard.texts)
         assert single.vectors[0, 0].tobytes() == vectors[column].tobytes()
