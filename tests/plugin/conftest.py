@@ -19,6 +19,7 @@ from feast_anchor.onnx_export.bundle import seal
 from feast_anchor.onnx_export.manifest import (
     GRAPHS,
     PROMPTS_FILE,
+    TEXT_TOKENIZER_FILE,
     TOKENIZER_FILE,
     Dims,
     Manifest,
@@ -44,7 +45,8 @@ def paper_bundle(tmp_path: Path) -> PaperBundle:
             (folder / f"{graph}.onnx").write_bytes(b"a declaration never opens a graph")
         tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="word"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer.save(str(folder / TOKENIZER_FILE))
+        for name_of_file in (TOKENIZER_FILE, TEXT_TOKENIZER_FILE):
+            tokenizer.save(str(folder / name_of_file))
         save_file({"tuned": np.ones((2, 4), dtype=np.float32)}, folder / PROMPTS_FILE)
         seal(folder, Manifest.model_validate(MANIFEST | fields))
         return folder
@@ -65,4 +67,6 @@ MANIFEST: dict[str, Any] = {
     "special_ids": SpecialIds(pad=5, user_emb=6, eos=7, first_prompt=8),
     "opset": 23,
     "state": ("k_0", "v_0"),
+    "text_pad": 5,
+    "sequence": ("user", "modalities", "events", "query", "prompt", "user_emb"),
 }
