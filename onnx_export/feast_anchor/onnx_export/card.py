@@ -39,6 +39,7 @@ def identity(
     """All that decides which weights a run ends in, as JSON; two runs with one are one run."""
     settings = asdict(config)
     settings.pop("checkpoint_every")  # decides when, not what
+    settings["families"] = list(config.families)  # as JSON gives it back
     return {
         "config": settings,
         "data": data_digests(corpus.events),
