@@ -20,7 +20,7 @@ from feast_anchor.onnx_export.settings import TrainConfig
 from feast_anchor.onnx_export.threads import one_thread
 from feast_anchor.onnx_export.training import train_bundle
 from feast_anchor.onnx_export.validation import Scores, split
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_config, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, tiny_config, tiny_events, tiny_sentence_encoder
 
 SIZES = ModelConfig(text=16, key=8, hidden=16, ff=24, readout=16, head_hidden=16, embedding=16)
 CONFIG = TrainConfig(model=SIZES, steps=3, histories=8, questions=6, snapshots=2, topics=3)
@@ -418,6 +418,23 @@ def test_sizes_that_do_not_fit_are_a_spec_error(tmp_path: Path) -> None:
     """Three heads for 16 numbers: an error for people, before any step."""
     config = replace(CONFIG, model=replace(SIZES, heads=3))
     with pytest.raises(SpecError, match="sizes do not fit each other: .*heads=3"):
+        train_bundle(
+            tiny_events(),
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            out=tmp_path / "b",
+            entity="customer_id",
+            config=config,
+        )
+
+
+def test_texts_longer_than_the_encoder_reads_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pretrained encoder has so many positions; the setting that exceeds them is named."""
+    monkeypatch.setattr(training, "read_sentence_encoder", lambda _: tiny_sentence_encoder())
+    config = replace(CONFIG, text_encoder="somewhere", max_text_tokens=10_000)
+    with pytest.raises(SpecError, match="max_text_tokens=10000, but somewhere reads at most"):
         train_bundle(
             tiny_events(),
             TINY_MODALITIES,

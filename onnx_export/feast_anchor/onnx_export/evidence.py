@@ -1,10 +1,9 @@
 """Evidence: which events a question is about, and how many, how much, when and how lately.
 
-A small decoder trained from scratch hardly learns to match a question to the events it concerns
-(measured: docs/quality.md). Text vectors shared by questions and events do it at once: cosine
-similarity says how much an event is about the question, soft thresholds turn that into weights, and
-weighted counts and amounts at several half-lives are numbers that a linear layer can use. Compare
-MUSE (arXiv 2512.07216): plain cosine suffices to find the relevant behaviour.
+A small decoder trained from scratch hardly learns to match a question to the events it concerns.
+Text vectors shared by questions and events do it at once: cosine similarity says how much an event
+is about the question, soft thresholds turn that into weights, and weighted counts and amounts at
+several half-lives are numbers that a linear layer can use.
 
 The law of this module: what is kept of an event depends neither on the question nor on the as-of.
 Decay factorises, 2^(-(days to newest + days since newest) / h): the first factor is kept in the

@@ -175,6 +175,11 @@ def _text_encoder(config: TrainConfig, own: Tokenizer) -> tuple[Tokenizer, TextE
         special = special_ids(own)
         return own, OwnTextEncoder(special.first_prompt, config.model.text, special.pad)
     encoder, tokenizer = read_sentence_encoder(config.text_encoder)
+    if config.max_text_tokens > encoder.config.positions:
+        raise SpecError(
+            f"max_text_tokens={config.max_text_tokens}, but {config.text_encoder} reads at most "
+            f"{encoder.config.positions} tokens of a text; give a smaller number"
+        )
     return tokenizer, PretrainedTextEncoder(encoder)
 
 
