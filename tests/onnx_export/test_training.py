@@ -428,18 +428,12 @@ def test_sizes_that_do_not_fit_are_a_spec_error(tmp_path: Path) -> None:
         )
 
 
-def test_texts_longer_than_the_encoder_reads_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_longer_than_the_encoder_reads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pretrained encoder has so many positions; the setting that exceeds them is named."""
-    monkeypatch.setattr(training, "read_sentence_encoder", lambda _: tiny_sentence_encoder())
-    config = replace(CONFIG, text_encoder="somewhere", max_text_tokens=10_000)
-    with pytest.raises(SpecError, match="max_text_tokens=10000, but somewhere reads at most"):
-        train_bundle(
-            tiny_events(),
-            TINY_MODALITIES,
-            cut=TINY_CUT,
-            out=tmp_path / "b",
-            entity="customer_id",
-            config=config,
-        )
+    encoder, tokenizer = tiny_sentence_encoder()
+    monkeypatch.setattr(training, "read_sentence_encoder", lambda _: (encoder, tokenizer))
+    fits = replace(CONFIG, text_encoder="somewhere", max_text_tokens=encoder.config.positions)
+    assert training._text_encoder(fits, tokenizer)[1].width == encoder.config.hidden
+    too_long = replace(fits, max_text_tokens=encoder.config.positions + 1)
+    with pytest.raises(SpecError, match="max_text_tokens=21, but somewhere reads at most 20"):
+        training._text_encoder(too_long, tokenizer)
