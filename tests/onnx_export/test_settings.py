@@ -54,6 +54,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ("steps = 0", "steps=0, expected at least 1"),
         ("learning_rate = nan", "learning_rate=nan, expected at least 0"),
         ("validation_share = 1.0", "validation_share=1.0, expected 0 or more, below 1"),
+        ("timezone = 'Europe/Atlantis'", "timezone='Europe/Atlantis' is no time zone"),
         ("even = -0.1", "even=-0.1, expected at least 0"),
         ("contrastive = -1", "contrastive=-1.0, expected at least 0"),
         ("alike = -1", "alike=-1.0, expected at least 0"),

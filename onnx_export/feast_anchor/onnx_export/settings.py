@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -71,6 +72,13 @@ class TrainConfig:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected 0 or more, below 1")
         if not self.families or not set(self.families) <= set(FAMILIES):
             raise SpecError(f"families={self.families!r}, expected some of {FAMILIES}")
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise SpecError(
+                f"timezone={self.timezone!r} is no time zone; expected a name such as 'UTC' or "
+                "'Europe/Berlin'"
+            ) from error
         if not self.lora_alpha > 0:
             raise SpecError(f"lora_alpha={self.lora_alpha!r}, expected a number above 0")
         if self.backbone is not None:

@@ -63,7 +63,6 @@ def test_every_variant_has_its_vectors_and_none_sees_the_cut(
     dim = bundle.manifest.dims.embedding
     assert found.right.shape == found.shuffled.shape == (2, 2, dim)
     assert [len(own) for own in found.unseen] == [2, 0]
-    assert found.zero_shot is not None
     assert found.zero_shot.shape == (2, 2)
     np.testing.assert_allclose(np.linalg.norm(found.right, axis=2), 1, atol=1e-5)
     assert not np.allclose(found.right[0], found.none)

@@ -6,9 +6,7 @@ encoder) is chosen on users that are not reported, from events before the cut.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,7 +111,7 @@ def make_features(
     window = None
     if windows:
         x = np.concatenate([at(moment) for moment in windows])
-        window = _window_scores(trees.window_scores, windows, x, tabular, seed)
+        window = _window_scores(windows, x, tabular, seed)
     stage("factorisation")
     factors = baselines.factorisation(events, users, cut, fit_users, seed=seed)
     stage("sequence encoder")
@@ -131,7 +129,6 @@ def make_features(
 
 
 def _window_scores(
-    score: Callable[..., Array],
     windows: Sequence[Labelled],
     x: Array,
     reported: Array,
@@ -141,17 +138,16 @@ def _window_scores(
 
     NaN in scenarios that had too few of one class then.
     """
+    from feast_anchor.onnx_export import trees
+
     users = np.concatenate([np.array(moment.users) for moment in windows])
     labels = np.concatenate([moment.y for moment in windows], axis=1)  # [S, rows]
     moments = np.repeat(np.arange(len(windows)), [len(moment.users) for moment in windows])
     out = np.full((len(labels), len(reported)), np.nan)
 
-    def run(scenario: int) -> None:
-        y, known = labels[scenario], labels[scenario] >= 0
+    for row, y in zip(out, labels, strict=True):
+        known = y >= 0
         if min(np.sum(y == 0), np.sum(y == 1)) >= _LEAST:
             groups = users[known].tolist()
-            out[scenario] = score(x[known], y[known], moments[known], groups, reported, seed)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, range(len(labels))))
+            row[:] = trees.window_scores(x[known], y[known], moments[known], groups, reported, seed)
     return out

@@ -107,11 +107,10 @@ def vector_rows(board: Board, vectors: Vectors) -> Rows:
         yield UNSEEN, asked[1:]
     if vectors.tuned:
         yield TUNED, board.row(_tuned(vectors, board.seed))
-    if vectors.zero_shot is not None:
-        score = vectors.zero_shot
-        yield ZERO, board.given(score)
-        both = board.probe(lambda s: beside(right[s], score[s]), begin(dim), slice(0, dim))
-        yield RIGHT_ZERO, both
+    score = vectors.zero_shot
+    yield ZERO, board.given(score)
+    both = board.probe(lambda s: beside(right[s], score[s]), begin(dim), slice(0, dim))
+    yield RIGHT_ZERO, both
 
 
 def baseline_rows(board: Board, features: Features, vectors: Vectors) -> Rows:
@@ -129,17 +128,11 @@ def baseline_rows(board: Board, features: Features, vectors: Vectors) -> Rows:
     yield SEQUENCE, board.probe(lambda s: features.sequence, vector=slice(None))
     width = table.shape[1] + vectors.right.shape[2]
     own = slice(table.shape[1], width)
-    yield WITH_FEATURES, board.probe(lambda s: np.hstack([table, vectors.right[s]]), vector=own)
-    if vectors.zero_shot is not None:
-        zero = vectors.zero_shot
-        yield (
-            WITH_ALL,
-            board.probe(
-                lambda s: beside(np.hstack([table, vectors.right[s]]), zero[s]),
-                begin(width),
-                own,
-            ),
-        )
+    together = [np.hstack([table, vector]) for vector in vectors.right]  # [S] of [N, F + dim]
+    yield WITH_FEATURES, board.probe(lambda s: together[s], vector=own)
+    zero = vectors.zero_shot
+    everything = board.probe(lambda s: beside(together[s], zero[s]), begin(width), own)
+    yield WITH_ALL, everything
 
 
 def few_label_methods(features: Features, vectors: Vectors) -> dict[str, Method]:
@@ -147,10 +140,9 @@ def few_label_methods(features: Features, vectors: Vectors) -> dict[str, Method]
     right, table, zero = vectors.right, features.tabular, vectors.zero_shot
     own = slice(0, right.shape[2])
     methods: dict[str, Method] = {"vector": _learned(lambda s: right[s], vector=own)}
-    if zero is not None:
-        start = begin(right.shape[2])
-        methods["vector + zero-shot"] = _learned(lambda s: beside(right[s], zero[s]), start, own)
-        methods["zero-shot"] = lambda s, known, y, scored, seed: zero[s, scored]
+    start = begin(right.shape[2])
+    methods["vector + zero-shot"] = _learned(lambda s: beside(right[s], zero[s]), start, own)
+    methods["zero-shot"] = lambda s, known, y, scored, seed: zero[s, scored]
     methods["trees"] = _few_trees(features)
     methods["logistic regression"] = _learned(lambda s: table)
     window = features.window

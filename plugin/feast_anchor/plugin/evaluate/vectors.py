@@ -22,6 +22,7 @@ from feast_anchor.onnx_export.errors import BundleError
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import build_histories, micros
 from feast_anchor.transforms.scoring import Question, Scorer
+from feast_anchor.transforms.zeroshot import Answers, score_axes, scores
 
 from .config import EvaluationConfig
 
@@ -41,7 +42,7 @@ class Vectors:
     unseen: tuple[Array, ...]  # per scenario [P, N, dim], P unseen phrasings
     shuffled: Array  # [S, N, dim] the own query over a shuffled history
     tuned: Mapping[int, Array]  # scenario -> [N, dim] with its prompt
-    zero_shot: Array | None  # [S, N] score without labels; None without an answer graph
+    zero_shot: Array  # [S, N] score without labels
 
 
 def make_vectors(
@@ -155,23 +156,11 @@ def shuffle_histories(events: pa.Table, seed: int) -> pa.Table:
     )
 
 
-def zero_shot_scores(bundle: Bundle, config: EvaluationConfig, right: Array) -> Array | None:
-    """Mean cosine to the positive answers minus that to the negative ones: float64 [S, N].
-
-    None when the bundle has no answer graph.
-    """
-    if "answer.onnx" not in bundle.manifest.files:
-        return None
-    return np.stack(
-        [
-            vectors.astype(np.float64)
-            @ (
-                bundle.answer_vectors(scenario.positive).mean(axis=0)
-                - bundle.answer_vectors(scenario.negative).mean(axis=0)
-            )
-            for scenario, vectors in zip(config.scenarios.values(), right, strict=True)
-        ]
-    )
+def zero_shot_scores(bundle: Bundle, config: EvaluationConfig, right: Array) -> Array:
+    """The score that is served beside each vector: float32 [S, N] of right [S, N, dim]."""
+    answers = [Answers(own.positive, own.negative) for own in config.scenarios.values()]
+    axes = score_axes(bundle, answers)
+    return np.stack([scores(own, axes[pair]) for own, pair in zip(right, answers, strict=True)])
 
 
 def prompts_in(bundle: Bundle, config: EvaluationConfig) -> dict[str, str]:
