@@ -121,7 +121,7 @@ def run_cell(
         part: whose users are reported.
         folder: where the bundle and the record go.
         stages: the terminal.
-        baselines: also the rows that need no model; ablations leave them out.
+        baselines: also the rows that need no model and the wrong query; ablations leave them out.
         curve: also the few-label curve, which is not kept; such a cell is always computed.
     """
     digest = canonical_sha256([config.digest(), tables.snapshot, part, baselines, code_digest()])
@@ -179,7 +179,7 @@ def _scored(
 ) -> tuple[dict[str, Array], Curve | None]:
     rows: dict[str, Array] = {}
     with stages.stage("probes"):
-        for name, scores in vector_rows(board, vectors):
+        for name, scores in vector_rows(board, vectors, others=baselines):
             stages.report(name)
             rows[name] = scores
     if not baselines:

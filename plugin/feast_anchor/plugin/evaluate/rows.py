@@ -91,17 +91,20 @@ class Board:
         return np.where(self.y >= 0, scores, np.nan)[None]
 
 
-def vector_rows(board: Board, vectors: Vectors) -> Rows:
-    """What the model's vectors know, one variant after the other."""
+def vector_rows(board: Board, vectors: Vectors, *, others: bool = True) -> Rows:
+    """What the model's vectors know, one variant after the other.
+
+    `others`: also ask the wrong questions, which takes a probe per pair of scenarios.
+    """
     right, scenarios = vectors.right, len(vectors.right)
     asked = _asked_again(board, vectors)
     yield RIGHT, asked[:1]
     whole, dim = slice(None), right.shape[2]
     yield NONE, board.probe(lambda s: vectors.none, vector=whole)
-    if scenarios > 1:
+    if others and scenarios > 1:
         turned = (np.roll(right, -k, axis=0) for k in range(1, scenarios))
-        others = [board.probe(other.__getitem__, vector=whole) for other in turned]
-        yield WRONG, np.concatenate(others)
+        wrong = [board.probe(other.__getitem__, vector=whole) for other in turned]
+        yield WRONG, np.concatenate(wrong)
     yield SHUFFLED, board.probe(lambda s: vectors.shuffled[s], vector=whole)
     if len(asked) > 1:
         yield UNSEEN, asked[1:]

@@ -75,7 +75,8 @@ def evaluate(
         out: folder of the results, bundles included.
         part: "test" for the reported users, "validation" to choose settings.
         seed: instead of the file's.
-        full: all seeds, splits and variants of the file's [full]; finished cells are read.
+        full: all seeds, splits and variants of the file's [full], the variants in its first split
+            only; finished cells are read.
         console: where progress and tables go.
 
     Raises:
@@ -122,7 +123,7 @@ def _full(
 ) -> Findings:
     """Every variant in every seed and split; the first variant gets the whole table."""
     places = _places(config)
-    cells: dict[str, list[Cell]] = {place.variant.name: [] for place in places}
+    done: list[tuple[_Place, Cell]] = []
     for number, place in enumerate(places, start=1):
         stages.console.rule(f"[bold]cell {number} of {len(places)}: {place.folder}")
         cell = run_cell(
@@ -134,23 +135,26 @@ def _full(
             baselines=place.variant is MAIN,
             curve=False,
         )
-        cells[place.variant.name].append(cell)
-    weights = _weights([cell for some in cells.values() for cell in some], config)
+        done.append((place, cell))
+    weights = _weights([cell for _, cell in done], config)
     facts = {
         "part": part,
         "config": config.model_dump(mode="json"),
-        "cells": {
-            place.folder: cell.facts
-            for place, cell in zip(
-                places, (c for some in cells.values() for c in some), strict=True
-            )
-        },
+        "cells": {place.folder: cell.facts for place, cell in done},
     }
-    ablations = {
-        name: _pooled(some, weights, [table.RIGHT])[table.RIGHT] for name, some in cells.items()
+    main = [cell for place, cell in done if place.variant is MAIN]
+    found = _findings(config, main, weights, facts)
+    if not config.full.variants:
+        return found
+    ablations: dict[str, list[Cell]] = {}
+    for place, cell in done:
+        if place.split == config.full.splits[0]:  # the one in which every variant was trained
+            ablations.setdefault(place.variant.name, []).append(cell)
+    right = {
+        name: _pooled(cells, weights, [table.RIGHT])[table.RIGHT]
+        for name, cells in ablations.items()
     }
-    found = _findings(config, cells[MAIN.name], weights, facts)
-    return replace(found, ablations=ablations if len(ablations) > 1 else {})
+    return replace(found, ablations=right)
 
 
 def _places(config: EvaluationConfig) -> list[_Place]:
@@ -159,11 +163,10 @@ def _places(config: EvaluationConfig) -> list[_Place]:
             f"a [[full.variants]] is named {MAIN.name!r}, which is what [train] itself is called; "
             "expected another name"
         )
-    return [
-        _Place(variant, split, seed)
-        for variant in (MAIN, *config.full.variants)
-        for split in config.full.splits
-        for seed in config.full.seeds
+    full = config.full
+    ours = [_Place(MAIN, split, seed) for split in full.splits for seed in full.seeds]
+    return ours + [
+        _Place(variant, full.splits[0], seed) for variant in full.variants for seed in full.seeds
     ]
 
 
