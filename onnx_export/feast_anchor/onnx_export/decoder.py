@@ -131,9 +131,9 @@ class Decoder(nn.Module):
                 query = layer.queries(x, cos, sin)  # [B,K,G,P,d]
                 folded = query.flatten(2, 3)  # [B,K,G*P,d]
                 scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,P]
-                scores = scores.unflatten(2, (-1, x.shape[1]))  # [B,K,G,P,P]
+                scores = scores.unflatten(2, query.shape[2:4])  # [B,K,G,P,P]
                 weights = torch.where(causal, scores, _NEVER).softmax(-1).flatten(2, 3)
-                x = layer.finish(x, (weights @ value).unflatten(2, (-1, x.shape[1])))
+                x = layer.finish(x, (weights @ value).unflatten(2, query.shape[2:4]))
         return tuple(state)
 
     def suffix(self, x: Tensor, keep: Tensor, plen: Tensor, state: Sequence[Tensor]) -> Tensor:
