@@ -19,7 +19,7 @@ import pyarrow as pa
 from .manifest import ModalitySpec, SpecialIds
 
 EVENT_FEATURES = ("amount", "gap", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
-CONTEXT_FEATURES = ("recency", "events", "span", "year_sin", "year_cos")
+CONTEXT_FEATURES = ("recency", "events", "span")
 
 # One behaviour record, whatever table it came from. `modality` is the position in the manifest.
 EVENT_SCHEMA = pa.schema(
@@ -33,7 +33,6 @@ EVENT_SCHEMA = pa.schema(
 )
 
 _DAY = 86_400_000_000  # microseconds
-_YEAR = 365.2425 * _DAY
 AGELESS = np.float32(1e6)  # days: later than any as-of, so that nothing fades
 _WEEKDAY_OF_EPOCH = 3  # 1970-01-01 was a Thursday; Monday is 0
 
@@ -119,18 +118,16 @@ def context_features(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) ->
     """Numbers that depend on the as-of time: float32 [len(CONTEXT_FEATURES)].
 
     recency: log1p(days from the newest event to the as-of). events: log1p(events read). span:
-    log1p(days from the oldest to the newest). Season of the as-of as sine and cosine. Rows of a
-    table modality count only for a user who has nothing else.
+    log1p(days from the oldest to the newest). Rows of a table modality count only for a user who
+    has nothing else. The season is no feature: a bundle is asked about seasons it was not trained
+    on, and what it would say of them is a guess.
     """
     clock = times[~is_table] if (~is_table).any() else times
-    year = 2 * np.pi * (as_of % _YEAR) / _YEAR
     return np.array(
         [
             np.log1p((as_of - clock[-1]) / _DAY),
             np.log1p(len(clock)),
             np.log1p((clock[-1] - clock[0]) / _DAY),
-            np.sin(year),
-            np.cos(year),
         ],
         dtype=np.float32,
     )

@@ -266,7 +266,11 @@ class SummaryTokens(nn.Module):
 
 
 class Readout(nn.Module):
-    """Hidden state, question and evidence to the vector that is served; answers pass it as well."""
+    """Hidden state, question and evidence to the vector that is served; answers pass it as well.
+
+    The question decides which numbers of the evidence count and with what sign: it gates them.
+    Merely added to each other, that is left to one nonlinearity, which learns it slowly.
+    """
 
     def __init__(self, config: ModelConfig, evidence: int) -> None:
         super().__init__()
@@ -276,6 +280,8 @@ class Readout(nn.Module):
         if evidence:
             self.norm = nn.LayerNorm(evidence)
             self.evidence_in = nn.Linear(evidence, width, bias=False)
+            self.gate = nn.Linear(config.text, width, bias=False)
+            nn.init.normal_(self.gate.weight, std=0.3)  # questions differ before it is learned
             self.to_hidden = nn.Linear(evidence, config.hidden, bias=False)
         self.mix = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
@@ -294,7 +300,8 @@ class Readout(nn.Module):
         """hidden[...,D], query[...,E], found[...,X] or None -> [...,embedding] of length 1."""
         x = self.hidden_in(hidden) + self.query_in(query)
         if found is not None:
-            x = x + self.evidence_in(self.norm(found))
+            gate = 1.0 + self.gate(F.normalize(query, dim=-1, eps=1e-6))  # 1 where nothing is asked
+            x = x + gate * self.evidence_in(self.norm(found))
         x = F.gelu(x)
         x = x + F.gelu(self.mix(self.dropout(x)))
         return F.normalize(self.head(self.dropout(x)), dim=-1, eps=1e-12)
