@@ -57,7 +57,8 @@ def served(arrays: Arrays, model: Anchor = MODEL) -> torch.Tensor:
 
 @torch.no_grad()
 def evidence_of(arrays: Arrays, state: Sequence[torch.Tensor]) -> torch.Tensor:
-    found, _ = MODEL.find_evidence(*tensors(arrays, "plen", "now", "query"), state)
+    plen, now, query = tensors(arrays, "plen", "now", "query")
+    found, _ = MODEL.find_evidence(plen, now, query, state)
     assert found is not None
     return found
 

@@ -210,6 +210,7 @@ def _check_version(path: Path, version: object) -> None:
         )
     if version < FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format_version {version}, which has no answer graph; this feast-anchor "
-            f"reads {FORMAT_VERSION}: train the bundle again with `feast-anchor train`"
+            f"{path} has format_version {version}, whose user state lacks the days of its "
+            f"events; this feast-anchor reads {FORMAT_VERSION}: train the bundle again with "
+            "`feast-anchor train`"
         )
