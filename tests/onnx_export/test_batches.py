@@ -187,10 +187,12 @@ def test_days_count_to_the_newest_event(batches: Batches) -> None:
 
 
 def test_plen_counts_real_events(batches: Batches) -> None:
-    """A plen is one user token, one per modality and the real events."""
+    """A plen is the real events, and the as-of comes after them."""
     batch = draw(batches, 2)
     real = (batch.modality >= 0).sum(1)
-    assert (batch.plen == (1 + len(TINY_MODALITIES) + real).unsqueeze(1)).all()
+    assert (batch.plen == real.unsqueeze(1)).all()
+    timed = batch.days.masked_fill(batch.modality != 0, 0.0).amax(1, keepdim=True)
+    assert (batch.now >= timed).all()
 
 
 def test_noise_only_swaps_words(batches: Batches) -> None:
@@ -213,7 +215,7 @@ def test_only_the_snapshots_asked_for_are_drawn(batches: Batches) -> None:
     """With `among`, no other history enters a batch, however many are needed."""
     wanted = np.array([2, 5])
     batch = next(batches.draw(6, 5, 0.0, 0, among=wanted))
-    lengths = batch.plen[:, 0] - batches.prefix_tokens
+    lengths = batch.plen[:, 0]
     assert set(lengths.tolist()) <= set(batches.lengths[wanted].tolist())
 
 

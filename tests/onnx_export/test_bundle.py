@@ -101,15 +101,15 @@ def test_another_digest_than_pinned_is_refused(bundle_folder: Path) -> None:
 
 def test_a_newer_format_is_refused(folder: Path) -> None:
     """A bundle of a later version asks for an upgrade."""
-    edit_manifest(folder, format_version=3)
+    edit_manifest(folder, format_version=4)
     with pytest.raises(BundleError, match="upgrade feast-anchor"):
         Bundle.open(folder)
 
 
 def test_an_older_format_is_refused(folder: Path) -> None:
-    """A bundle without the answer graph says what it lacks and that training makes a new one."""
-    edit_manifest(folder, format_version=1)
-    with pytest.raises(BundleError, match="no answer graph; .* train the bundle again"):
+    """A bundle of an earlier version says what it lacks and that training makes a new one."""
+    edit_manifest(folder, format_version=2)
+    with pytest.raises(BundleError, match="days of its events; .* train the bundle again"):
         Bundle.open(folder)
 
 

@@ -34,7 +34,7 @@ def test_the_first_event_of_each_run_is_marked() -> None:
     assert marked.delimiter is not None
     mark = marked.delimiter.clone()
     marked.delimiter.zero_()
-    added = (with_marks - marked.prefix_tokens(vectors, features, member))[0, 3:]  # [T,D]
+    added = (with_marks - marked.prefix_tokens(vectors, features, member))[0]  # [T,D]
     none = torch.zeros(16)
     expected = torch.stack([mark[0], none, mark[1], mark[0], none, none])
     torch.testing.assert_close(added, expected)
@@ -53,6 +53,7 @@ def test_marked_histories_give_the_same_in_two_parts_and_at_once() -> None:
         arrays = random_inputs(marked, shape, np.random.default_rng(0))
         t = {name: torch.from_numpy(array) for name, array in arrays.items()}
         state = marked.prefix(t["vectors"], t["features"], t["modality"], t["days"])
-        asked = {name: t[name] for name in ("ids", "qlen", "plen", "context", "query", "prompt")}
+        names = ("ids", "qlen", "plen", "now", "context", "query", "prompt")
+        asked = {name: t[name] for name in names}
         vectors = marked.suffix(**asked, state=state)
         assert (vectors - reference(marked, arrays)).abs().max() < 1e-5

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feast_anchor.onnx_export.evidence import HALF_LIVES, THRESHOLDS, Evidence
-from feast_anchor.onnx_export.inputs import EVENT_FEATURES, context_features, days_to_newest
+from feast_anchor.onnx_export.inputs import AGELESS, EVENT_FEATURES, days_since_first, days_to_as_of
 
 DAY = 86_400_000_000
 PER_READING = 2 * len(HALF_LIVES) + 5  # counts, amounts, four of the clock, share
@@ -35,13 +35,13 @@ def read(
     evidence: Evidence,
     query: list[float],
     kept: tuple[Tensor, Tensor],
-    elapsed: float = 0.0,
+    now: float = 0.0,
     seen: list[float] | None = None,
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """What one question reads of one history: one row per reading, [W + M, 2H + 5]."""
     rows = kept[0].shape[1]
     shown = torch.ones(1, 1, rows) if seen is None else torch.tensor([[seen]])
-    found = evidence.read(torch.tensor([[query]]), *kept, shown, torch.tensor([[elapsed]]))
+    found = evidence.read(torch.tensor([[query]]), *kept, shown, torch.tensor([[now]]))
     return found.reshape(-1, PER_READING).numpy()
 
 
@@ -50,8 +50,8 @@ def test_two_events_of_which_one_is_relevant() -> None:
     evidence = sharp(2)
     vectors, features, member = events_of([[3.0, 0.0], [0.0, 2.0]], [0, 1], 2)
     features[0, 0] = torch.tensor([2.0, 0.0, 0.6, 0.8, 0.0, 1.0])  # amount, gap, hour, weekday
-    kept = evidence.keep(vectors, features, member, torch.tensor([[7.0, 0.0]]))
-    found = read(evidence, [5.0, 0.0], kept, elapsed=7.0)
+    kept = evidence.keep(vectors, features, member, torch.tensor([[0.0, 7.0]]))
+    found = read(evidence, [5.0, 0.0], kept, now=14.0)
 
     old = np.exp2(-14.0 / np.array(HALF_LIVES))  # the relevant event's weight at each half-life
     new = np.exp2(-7.0 / np.array(HALF_LIVES))
@@ -78,34 +78,45 @@ TIMES = st.lists(st.integers(0, 400 * DAY), min_size=1, max_size=30).map(sorted)
 
 
 @given(times=TIMES, later=st.integers(1, 400 * DAY))
-def test_decay_in_two_factors_is_decay_by_age(times: list[int], later: int) -> None:
-    """Kept before the as-of is known, counts still decay by each event's true age, to 1e-6."""
+def test_an_event_fades_by_its_age(times: list[int], later: int) -> None:
+    """Kept before the as-of is known, counts still decay by each event's true age."""
     evidence = Evidence(2, 2, 1)
     moments, table = np.array(times, np.int64), np.zeros(len(times), dtype=bool)
     as_of = times[-1] + later
     vectors, features, member = events_of([[1.0, 0.0]] * len(times), [0] * len(times), 1)
-    days = torch.from_numpy(days_to_newest(moments, table)).unsqueeze(0)
-    recency = float(context_features(moments, table, as_of)[0])
+    days = torch.from_numpy(days_since_first(moments, table)).unsqueeze(0)
     kept = evidence.keep(vectors, features, member, days)
-    found = read(evidence, [0.0, 0.0], kept, elapsed=float(np.expm1(recency)))[-1]
+    now = float(days_to_as_of(moments, table, as_of))
+    found = read(evidence, [0.0, 0.0], kept, now=now)[-1]
     ages = (as_of - moments[:, None]) / DAY  # [T,1] days
     direct = np.log1p(np.exp2(-ages / np.array(HALF_LIVES)).sum(0))
-    np.testing.assert_allclose(found[: len(HALF_LIVES)], direct, atol=1e-6)
+    np.testing.assert_allclose(found[: len(HALF_LIVES)], direct, atol=1e-5)
 
 
-@given(seed=st.integers(0, 2**31), later=st.floats(0, 60, width=32))
-def test_time_passes_alike_before_and_after_the_newest_event(seed: int, later: float) -> None:
-    """Days moved from the history to the time since its newest event change no number."""
+def test_a_profile_never_fades() -> None:
+    """A row of a table counts in full at every half-life, whenever it is asked about."""
+    evidence = Evidence(2, 2, 1)
+    kept = evidence.keep(*events_of([[1.0, 0.0]], [0], 1), torch.full((1, 1), float(AGELESS)))
+    found = read(evidence, [0.0, 0.0], kept, now=5000.0)[-1]
+    np.testing.assert_allclose(found[: len(HALF_LIVES)], np.log1p(1.0), rtol=1e-6)
+
+
+@given(seed=st.integers(0, 2**31), more=st.integers(1, 40))
+def test_later_events_change_no_bit(seed: int, more: int) -> None:
+    """What is kept of an event, and what a question reads that may not see those behind it."""
     generator = torch.Generator().manual_seed(seed)
     evidence = Evidence(4, 3, 2)
-    vectors = torch.randn(1, 9, 4, generator=generator)
-    features = torch.randn(1, 9, len(EVENT_FEATURES), generator=generator)
-    member = torch.eye(2)[torch.randint(0, 2, (1, 9), generator=generator)]
-    days = 30 * torch.rand(1, 9, generator=generator)
+    vectors = torch.randn(1, 9 + more, 4, generator=generator)
+    features = torch.randn(1, 9 + more, len(EVENT_FEATURES), generator=generator)
+    member = torch.eye(2)[torch.randint(0, 2, (1, 9 + more), generator=generator)]
+    days = (30 * torch.rand(1, 9 + more, generator=generator)).cumsum(1)
     query = torch.randn(4, generator=generator).tolist()
-    one = read(evidence, query, evidence.keep(vectors, features, member, days), elapsed=later)
-    two = read(evidence, query, evidence.keep(vectors, features, member, days + later))
-    np.testing.assert_allclose(one, two, atol=2e-6)
+    whole = evidence.keep(vectors, features, member, days)
+    first = evidence.keep(vectors[:, :9], features[:, :9], member[:, :9], days[:, :9])
+    assert torch.equal(whole[1][:, :9], first[1])
+    now, seen = float(days[0, 8]), [1.0] * 9 + [0.0] * more
+    one, two = read(evidence, query, whole, now, seen), read(evidence, query, first, now)
+    np.testing.assert_allclose(one, two, atol=1e-6)
 
 
 def test_padding_and_unseen_rows_count_for_nothing() -> None:

@@ -27,7 +27,7 @@ from tiny import TINY_MODALITIES, tiny_config, tiny_sentence_encoder
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 HISTORY = ("vectors", "features", "modality", "days")
-ASKED = ("ids", "qlen", "plen", "context", "query", "prompt")
+ASKED = ("ids", "qlen", "plen", "now", "context", "query", "prompt")
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,13 @@ def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
 def test_the_manifest_says_how_the_graphs_read(bundle: Bundle) -> None:
     """What stands in the sequence, and the padding of the text encoder's own tokenizer."""
     manifest = bundle.manifest
-    assert manifest.format_version == 2
-    assert manifest.sequence == ("user", "modalities", "events", "query", "prompt", "user_emb")
+    assert manifest.format_version == 3
+    assert manifest.sequence == ("events", "query", "prompt", "user_emb")
     assert manifest.text_pad == manifest.special_ids.pad  # it reads with the decoder's tokenizer
-    config = replace(tiny_config().model, user_token=False, modal_tokens=False, query_tokens=False)
+    config = replace(tiny_config().model, query_tokens=False)
     assert sequence(config) == ("events", "prompt", "user_emb")
+    paper = replace(config, order="summary first")
+    assert sequence(paper) == ("user", "modalities", "events", "prompt", "user_emb")
     assert state_tensors(replace(config, layers=1, evidence=False)) == ("k_0", "v_0")
 
 

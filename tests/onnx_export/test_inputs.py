@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_anchor.onnx_export.inputs import (
+    AGELESS,
     CONTEXT_FEATURES,
     EVENT_FEATURES,
     context_features,
-    days_to_newest,
+    days_since_first,
+    days_to_as_of,
+    dropped,
     event_features,
     suffix_ids,
     window,
@@ -90,13 +93,33 @@ def test_profile_rows_carry_no_time() -> None:
     np.testing.assert_allclose(out[2, 1], np.log1p(1))
 
 
-def test_days_to_the_newest_event_by_hand() -> None:
-    """The newest is at 0; a profile's clock means nothing, so it is neither old nor newest."""
+def test_days_since_the_first_event_by_hand() -> None:
+    """The clock starts at the oldest event; a profile's time means nothing, and it never fades."""
     times = np.array([at(2020, 1, 1), at(2024, 1, 1, 12), at(2024, 1, 4), at(2025, 1, 1)])
-    days = days_to_newest(times, np.array([True, False, False, True]))
+    table = np.array([True, False, False, True])
+    days = days_since_first(times, table)
     assert days.dtype == np.float32
-    assert days.tolist() == [0, 2.5, 0, 0]
-    assert days_to_newest(times[:1], np.array([True])).tolist() == [0]
+    assert days.tolist() == [AGELESS, 0, 2.5, AGELESS]
+    assert days_to_as_of(times, table, at(2024, 1, 11)) == np.float32(9.5)
+    assert days_since_first(times[:1], np.array([True])).tolist() == [AGELESS]
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [(0, 0), (8, 0), (9, 2), (10, 2), (11, 4), (12, 4), (13, 6), (1000, 992)],
+)
+def test_a_window_drops_a_quarter_at_a_time(events: int, expected: int) -> None:
+    """With a budget of 8, between 7 and 8 of the newest are read as soon as there are more."""
+    assert dropped(events, 8) == expected
+
+
+@given(events=st.integers(0, 10_000), budget=st.integers(1, 300))
+def test_a_window_keeps_within_its_budget(events: int, budget: int) -> None:
+    """Never more than the budget, never less than three quarters of it, and drops only grow."""
+    kept = events - dropped(events, budget)
+    assert kept <= budget
+    assert kept >= min(events, budget - max(1, budget // 4) + 1)
+    assert dropped(events, budget) <= dropped(events + 1, budget)
 
 
 def test_context_features_by_hand() -> None:
@@ -104,14 +127,13 @@ def test_context_features_by_hand() -> None:
     times = np.array([at(2020, 1, 1), at(2024, 1, 1), at(2024, 1, 2)])
     out = context_features(times, np.array([True, False, False]), at(2024, 1, 5))
     assert out.shape == (len(CONTEXT_FEATURES),)
-    np.testing.assert_allclose(out[:3], np.log1p([3, 2, 1]), atol=1e-6)
-    assert out[3] ** 2 + out[4] ** 2 == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(out, np.log1p([3, 2, 1]), atol=1e-6)
 
 
 def test_context_of_a_user_with_a_profile_only_is_finite() -> None:
     """Where there is nothing else the profile's time is used."""
     out = context_features(np.array([at(2024, 1, 1)]), np.array([True]), at(2024, 1, 2))
-    np.testing.assert_allclose(out[:3], [np.log1p(1), np.log1p(1), 0], atol=1e-6)
+    np.testing.assert_allclose(out, [np.log1p(1), np.log1p(1), 0], atol=1e-6)
 
 
 def test_suffixes_are_query_prompt_user_emb_and_padding() -> None:

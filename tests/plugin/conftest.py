@@ -68,5 +68,5 @@ MANIFEST: dict[str, Any] = {
     "opset": 23,
     "state": ("k_0", "v_0"),
     "text_pad": 5,
-    "sequence": ("user", "modalities", "events", "query", "prompt", "user_emb"),
+    "sequence": ("events", "query", "prompt", "user_emb"),
 }

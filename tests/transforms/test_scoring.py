@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,9 +74,15 @@ def histories_of(
     return build_histories(pa.Table.from_pylist(rows, ROW_SCHEMA), as_of, specs)
 
 
-def score(scorer: Scorer, users: Users, as_of: list[int]) -> dict[str, UserVectors]:
+# So few that windows of random users drop events between one as-of and the next.
+SHORT = tuple(spec.model_copy(update={"max_events": 8}) for spec in SPECS)
+
+
+def score(
+    scorer: Scorer, users: Users, as_of: list[int], specs: Sequence[ModalitySpec] = SPECS
+) -> dict[str, UserVectors]:
     """Vectors of every user that has any."""
-    shard = histories_of(users, as_of)
+    shard = histories_of(users, as_of, specs)
     return {found.user: found for found in scorer.score(shard.histories, shard.texts)}
 
 
@@ -91,13 +98,21 @@ def test_company_changes_no_bit(scorer: Scorer, users: Users) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(users=USERS, days=st.lists(st.integers(1, 70), min_size=1, max_size=6, unique=True))
-def test_other_as_of_times_change_no_bit(scorer: Scorer, users: Users, days: list[int]) -> None:
-    """The vector of one as-of is the same whether others are asked for with it or not."""
+@given(
+    users=USERS,
+    days=st.lists(st.integers(1, 70), min_size=1, max_size=6, unique=True),
+    specs=st.sampled_from((SPECS, SHORT)),
+)
+def test_other_as_of_times_change_no_bit(
+    scorer: Scorer, users: Users, days: list[int], specs: Sequence[ModalitySpec]
+) -> None:
+    """The vector of one as-of is the same whether others are asked for with it or not, though
+    they share a prefix as far as their windows begin alike.
+    """
     as_of = sorted(day * DAY for day in days)
-    many = score(scorer, users, as_of)
+    many = score(scorer, users, as_of, specs)
     for moment in as_of:
-        for user, single in score(scorer, users, [moment]).items():
+        for user, single in score(scorer, users, [moment], specs).items():
             row = many[user].as_of.tolist().index(moment)
             assert single.vectors[0].tobytes() == many[user].vectors[row].tobytes()
             assert single.history_end[0] == many[user].history_end[row] < moment
@@ -114,6 +129,28 @@ def test_other_scenarios_and_threads_change_no_bit(
         single = Scorer(bundle, [question], threads=1)
         for user, found in score(single, users, [61 * DAY]).items():
             assert found.vectors[:, 0].tobytes() == together[user].vectors[:, column].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("events", "prefixes"), [(8, 1), (10, 2), (13, 4)], ids=["fits", "drops once", "thrice"]
+)
+def test_as_of_times_share_a_prefix_between_two_drops(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, events: int, prefixes: int
+) -> None:
+    """One as-of after each of a user's events: the prefix runs once per beginning of the window."""
+    scorer, runs = Scorer(bundle, QUESTIONS, threads=1), []
+
+    class Counted:
+        def run(self, names: list[str], feed: dict[str, Any]) -> Any:
+            runs.append(feed["modality"].shape[1])
+            return session.run(names, feed)
+
+    session = scorer._prefix
+    monkeypatch.setattr(scorer, "_prefix", Counted())
+    history = [(day * DAY, 0, 1.0) for day in range(events)]
+    score(scorer, {"a": history}, [day * DAY for day in range(1, events + 1)], SHORT)
+    assert len(runs) == prefixes
+    assert max(runs) == 8
 
 
 def test_vectors_have_unit_length_and_depend_on_question_and_history(scorer: Scorer) -> None:

@@ -20,7 +20,8 @@ from .inputs import (
     EVENT_FEATURES,
     Ints,
     context_features,
-    days_to_newest,
+    days_since_first,
+    days_to_as_of,
     event_features,
     window,
 )
@@ -44,8 +45,9 @@ class Batch:
     text: Tensor  # int64 [B, T] position in texts, 0 at padding
     features: Tensor  # [B, T, F]
     modality: Tensor  # int64 [B, T], -1 at padding
-    days: Tensor  # [B, T] days to the newest event
-    plen: Tensor  # int64 [B, Q]
+    days: Tensor  # [B, T] days from the first event
+    plen: Tensor  # int64 [B, Q] events of the history
+    now: Tensor  # [B, Q] days from the first event to the as-of
     context: Tensor  # [B, Q, C]
     queries: Tensor  # [U, ...] the ways in which questions are put
     query: Tensor  # int64 [B, Q] position in queries, -1 where nothing is asked
@@ -67,6 +69,7 @@ class _History:
     modality: Ints  # [T]
     features: Array  # float32 [T, F]
     days: Array  # float32 [T]
+    now: np.float32
     context: Array  # float32 [C]
 
 
@@ -81,7 +84,6 @@ class Batches:
         even: float = 0.0,
     ) -> None:
         self.corpus, self.words = corpus, words
-        self.prefix_tokens = 1 + len(modalities)
         self.histories = [_read(corpus, s, modalities) for s in range(len(corpus.user))]
         self.lengths = np.array([len(history.text) for history in self.histories])
         asked = [phrasing for question in corpus.questions for phrasing in question.phrasings]
@@ -175,9 +177,10 @@ class Batches:
         context = np.stack([self.histories[row].context for row in rows])  # [B,C]
         return Batch(
             **self._history(rows),
-            plen=_tensor(
-                np.repeat((self.prefix_tokens + self.lengths[rows])[:, None], shape[1], 1)
-            ),
+            plen=_tensor(np.repeat(self.lengths[rows][:, None], shape[1], 1)),
+            now=_tensor(np.array([self.histories[row].now for row in rows]))
+            .unsqueeze(1)
+            .expand(-1, shape[1]),
             context=_tensor(context).unsqueeze(1).expand(-1, shape[1], -1),  # [B,C] -> [B,Q,C]
             queries=self.query_texts[distinct],
             query=_tensor(query),
@@ -238,7 +241,8 @@ def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> 
         text=events.text[at],
         modality=modality,
         features=event_features(times, events.amounts[at], is_table),
-        days=days_to_newest(times, is_table),
+        days=days_since_first(times, is_table),
+        now=days_to_as_of(times, is_table, as_of),
         context=context_features(times, is_table, as_of),
     )
 

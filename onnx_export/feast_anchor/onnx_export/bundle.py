@@ -10,16 +10,18 @@ be what was exported, and a run can pin it by one digest.
     prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T],
                  days[B,T]                    -> k_i, v_i [B,KV,P,hd], event_keys[B,P,A],
                                                  event_values[B,P,V]
-    suffix.onnx  ids[B,Q,L], qlen[B,Q], plen[B,Q], context[B,Q,C],
-                 query[B,Q,E], prompt[R,D], state                    -> embedding[B,Q,dim]
+    suffix.onnx  ids[B,Q,L], qlen[B,Q], plen[B,Q], now[B,Q],
+                 context[B,Q,C], query[B,Q,E], prompt[R,D], state    -> embedding[B,Q,dim]
     answer.onnx  ids[A,L], length[A], vector[A,E]                    -> embedding[A,dim]
 
     The state is what prefix returns, under the names that the manifest lists; a model without
     evidence has no event_keys and event_values. query and vector are what event.onnx makes of a
     question and of an answer; a query of zeros asks nothing.
-    P = 1 + modalities + T; plen counts the real (unpadded) prefix tokens, qlen the real suffix
-    tokens, of which the last is <USER_EMB>; length counts the real tokens of an answer, of which
-    the last is <EOS>. modality is -1 where an event slot is padding.
+    P = T, or 1 + modalities + T where summary tokens stand before the events. plen counts the
+    events that a question may see: all, or with the events first any number of the first ones.
+    days are counted from the first event, and now is the as-of on that clock. qlen counts the real
+    suffix tokens, of which the last is <USER_EMB>; length counts the real tokens of an answer, of
+    which the last is <EOS>. modality is -1 where an event slot is padding.
 """
 
 from __future__ import annotations

@@ -131,9 +131,9 @@ class Decoder(nn.Module):
                 query = layer.queries(x, cos, sin)  # [B,K,G,P,d]
                 folded = query.flatten(2, 3)  # [B,K,G*P,d]
                 scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,P]
-                scores = scores.unflatten(2, (-1, x.shape[1]))  # [B,K,G,P,P]
+                scores = scores.unflatten(2, query.shape[2:4])  # [B,K,G,P,P]
                 weights = torch.where(causal, scores, _NEVER).softmax(-1).flatten(2, 3)
-                x = layer.finish(x, (weights @ value).unflatten(2, (-1, x.shape[1])))
+                x = layer.finish(x, (weights @ value).unflatten(2, query.shape[2:4]))
         return tuple(state)
 
     def suffix(self, x: Tensor, keep: Tensor, plen: Tensor, state: Sequence[Tensor]) -> Tensor:
@@ -239,11 +239,12 @@ def _cascade(
     key, value = (side.transpose(1, 2) for side in own)  # [B,K,Q,L,d]
     far = (folded @ past[0].transpose(-1, -2)).unflatten(2, shape)  # [B,K,Q,G,S,P]
     near = (near_query @ key.transpose(-1, -2)).unflatten(3, shape[1:])  # [B,K,Q,G,S,L]
+    # the prefix last: tokens of it that a block may not see then only lengthen the sum by zeros
     scores = torch.cat(
-        (torch.where(past_mask, far, _NEVER), torch.where(own_mask, near, _NEVER)), dim=-1
+        (torch.where(own_mask, near, _NEVER), torch.where(past_mask, far, _NEVER)), dim=-1
     )
-    weights = scores.softmax(-1)  # [B,K,Q,G,S,P+L]
-    far, near = weights.split((past[0].shape[2], key.shape[3]), dim=-1)
+    weights = scores.softmax(-1)  # [B,K,Q,G,S,L+P]
+    near, far = weights.split((key.shape[3], past[0].shape[2]), dim=-1)
     out = (far.flatten(2, 4) @ past[1]).unflatten(2, shape)  # [B,K,Q,G,S,d]
     out = out + (near.flatten(3, 4) @ value).unflatten(3, shape[1:])
     attended: Tensor = out.transpose(1, 2)  # [B,Q,K,G,S,d]

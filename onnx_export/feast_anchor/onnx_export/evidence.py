@@ -5,13 +5,13 @@ Text vectors shared by questions and events do it at once: cosine similarity say
 is about the question, soft thresholds turn that into weights, and weighted counts and amounts at
 several half-lives are numbers that a linear layer can use.
 
-The law of this module: what is kept of an event depends neither on the question nor on the as-of.
-Decay factorises, 2^(-(days to newest + days since newest) / h): the first factor is kept in the
-user state, the second is applied when a question is asked. So evidence shares the prefix like the
-KV cache does, and costs one matrix product per question.
+The law of this module: what is kept of an event depends neither on the question, nor on the as-of,
+nor on any other event. Its day is kept, and how far it has faded is worked out when a question is
+asked. So evidence shares the prefix like the KV cache does: one prefix serves every as-of time,
+events are appended without touching what is there, and the bits are those of a run of its own.
 
 Letters: B histories, T events (P with the summary tokens before them), Q questions, E text width,
-A key width, M modalities, H half-lives, W soft thresholds, V = 2H + 4 + M values kept per event,
+A key width, M modalities, H half-lives, W soft thresholds, V = 6 + M values kept per event,
 R = W + M readings: events weighted by relevance, and all events of one modality.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 HALF_LIVES = (7.0, 28.0, 91.0, 10_000.0)  # days; the last one counts everything
 THRESHOLDS = 3
 _CLOCK = slice(2, 6)  # hour and weekday as sine and cosine, of the event features
+_DAY, _AMOUNT, _KEPT_CLOCK, _MEMBER = 0, 1, slice(2, 6), slice(6, None)  # of what is kept
 _PER_READING = 2 * len(HALF_LIVES) + 4 + 1
 
 
@@ -63,7 +64,7 @@ class Evidence(nn.Module):
     @staticmethod
     def values(modalities: int) -> int:
         """V: numbers kept per event."""
-        return 2 * len(HALF_LIVES) + 4 + modalities
+        return 6 + modalities
 
     def keep(
         self, vectors: Tensor, features: Tensor, member: Tensor, days: Tensor
@@ -74,12 +75,11 @@ class Evidence(nn.Module):
             vectors: encoded texts [B,T,E].
             features: event features [B,T,F], the amount first.
             member: 1 where an event is of a modality, all 0 at padding [B,T,M].
-            days: days from the event to the newest one, not negative [B,T].
+            days: days from the window's first event to each, or "ageless" [B,T].
         """
         real = member.sum(-1, keepdim=True)  # [B,T,1]
-        decayed = torch.exp2(-days.unsqueeze(-1) / self.half_lives) * real  # [B,T,H]
-        clock = features[..., _CLOCK] * real
-        values = torch.cat((decayed, decayed * features[..., :1], clock, member), dim=-1)
+        told = (days.unsqueeze(-1), features[..., :1], features[..., _CLOCK])
+        values = torch.cat((*(number * real for number in told), member), dim=-1)
         return F.normalize(self.event_key(vectors), dim=-1, eps=1e-6), values
 
     def similarity(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ class Evidence(nn.Module):
         return torch.sigmoid(scaled)
 
     def read(
-        self, query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, elapsed: Tensor
+        self, query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, now: Tensor
     ) -> Tensor:
         """What each question reads: [B,Q,R * (2H + 5)].
 
@@ -106,20 +106,33 @@ class Evidence(nn.Module):
             query: encoded questions [B,Q,E]; zeros ask nothing and find nothing relevant.
             keys, values: what `keep` kept, [B,P,A] and [B,P,V]; zero rows count for nothing.
             seen: 1 for the prefix tokens that this question may see [B,Q,P].
-            elapsed: days from the newest event to the as-of [B,Q].
+            now: the as-of in days from the window's first event [B,Q].
         """
         asked = (query.abs().amax(-1) > 0).to(query.dtype)[:, :, None, None]  # [B,Q,1,1]
-        member = values[..., -self.modalities :].transpose(1, 2).unsqueeze(1)  # [B,1,M,P]
-        relevant = self.relevance(query, keys) * asked  # [B,Q,W,P]
+        member = values[..., _MEMBER].transpose(1, 2).unsqueeze(1)  # [B,1,M,P]
+        relevant = self.relevance(query, keys) * asked * member.sum(2, keepdim=True)  # [B,Q,W,P]
         weights = torch.cat((relevant, member.expand(-1, relevant.shape[1], -1, -1)), dim=2)
-        weights = (weights * seen.unsqueeze(2)).flatten(1, 2)  # [B,Q*R,P]
-        sums = (weights @ values).unflatten(1, (-1, THRESHOLDS + self.modalities))  # [B,Q,R,V]
-        half = len(HALF_LIVES)
-        decay = torch.exp2(-elapsed.unsqueeze(-1) / self.half_lives).unsqueeze(2)  # [B,Q,1,H]
-        number = sums[..., -self.modalities :].sum(-1, keepdim=True)  # [B,Q,R,1]
-        counts = torch.log1p(sums[..., :half] * decay)
-        amounts = torch.log1p((sums[..., half : 2 * half] * decay).clamp(min=0.0))
-        clock = sums[..., 2 * half : 2 * half + 4] / (number + 1.0)
+        weights = weights * seen.unsqueeze(2)  # [B,Q,R,P]
+        day, amount = values[..., _DAY], values[..., _AMOUNT]  # [B,P]
+        age = (now.unsqueeze(-1) - day.unsqueeze(1)).clamp(min=0.0)  # [B,Q,P]
+        faded = torch.exp2(-age.unsqueeze(-1) / self.half_lives)  # [B,Q,P,H]
+        counts = torch.log1p(weights @ faded)  # [B,Q,R,H]
+        amounts = weights @ (faded * amount[:, None, :, None])
+        amounts = torch.log1p(amounts.clamp(min=0.0))
+        plain = torch.cat((values[..., _KEPT_CLOCK], values[..., _MEMBER]), dim=-1)  # [B,P,4+M]
+        sums = (weights.flatten(1, 2) @ plain).unflatten(1, weights.shape[1:3])  # [B,Q,R,4+M]
+        number = sums[..., 4:].sum(-1, keepdim=True)  # [B,Q,R,1]
+        clock = sums[..., :4] / (number + 1.0)
         total = number[:, :, THRESHOLDS:].sum(2, keepdim=True)  # [B,Q,1,1]
         share = number / (total + 1.0)
         return torch.cat((counts, amounts, clock, share), dim=-1).flatten(2)
+
+    def summary(self, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        """What a user's events are about: the mean key of each modality, flat [B,Q,M*A].
+
+        Arguments as of `read`; a modality without events is zeros.
+        """
+        member = values[..., _MEMBER].transpose(1, 2).unsqueeze(1) * seen.unsqueeze(2)  # [B,Q,M,P]
+        sums = (member.flatten(1, 2) @ keys).unflatten(1, member.shape[1:3])  # [B,Q,M,A]
+        means: Tensor = sums / member.sum(-1, keepdim=True).clamp(min=1.0)
+        return means.flatten(2)

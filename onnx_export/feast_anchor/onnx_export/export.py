@@ -149,7 +149,9 @@ def random_inputs(
     ids[np.arange(length) >= qlen[..., None]] = special.pad
     np.put_along_axis(ids, qlen[..., None] - 1, special.user_emb, axis=2)
     asked = generator.random((batch, questions, 1)) < 0.8  # the others ask nothing
-    plen = np.broadcast_to((1 + model.modalities + real)[:, None], qlen.shape)
+    plen = np.broadcast_to(real[:, None], qlen.shape)
+    if model.summary is None:  # any as-of time may be asked about
+        plen = generator.integers(0, plen + 1)
 
     def normal(*size: int) -> np.ndarray[Any, Any]:
         return generator.standard_normal(size).astype(np.float32)
@@ -162,6 +164,7 @@ def random_inputs(
         "ids": ids,
         "qlen": qlen,
         "plen": plen.copy(),
+        "now": np.abs(normal(batch, questions)) * 60,
         "context": np.abs(normal(batch, questions, len(CONTEXT_FEATURES))),
         "query": normal(batch, questions, config.text) * asked,
         "prompt": normal(2, config.hidden),
@@ -173,19 +176,19 @@ def reference(model: Anchor, arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
     rows: list[Tensor] = []
     for b in range(len(arrays["ids"])):
-        real = int((arrays["modality"][b] >= 0).sum())
         for q in range(arrays["ids"].shape[1]):
             ids = t["ids"][b, q, : int(arrays["qlen"][b, q])]
-            vectors, features, modality, days = (t[name][b, :real] for name in _PREFIX_INPUTS)
-            context, query = t["context"][b, q], t["query"][b, q]
+            seen = int(arrays["plen"][b, q])
+            vectors, features, modality, days = (t[name][b, :seen] for name in _PREFIX_INPUTS)
+            now, context, query = (t[name][b, q] for name in ("now", "context", "query"))
             history = (vectors, features, modality, days)
-            rows.append(model.full(*history, ids, context, query, t["prompt"]))
+            rows.append(model.full(*history, ids, now, context, query, t["prompt"]))
     return torch.stack(rows).reshape(*arrays["ids"].shape[:2], -1)
 
 
 _PREFIX_INPUTS = ("vectors", "features", "modality", "days")
 _ANSWER_INPUTS = ("ids", "length", "vector")
-_SUFFIX_INPUTS = ("ids", "qlen", "plen", "context", "query", "prompt")
+_SUFFIX_INPUTS = ("ids", "qlen", "plen", "now", "context", "query", "prompt")
 
 
 @torch.no_grad()
@@ -205,8 +208,8 @@ def _compare(
 
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
     torch_state = model.prefix(*(t[name] for name in _PREFIX_INPUTS))
-    ids, qlen, plen, context, query, prompt = (t[name] for name in _SUFFIX_INPUTS)
-    torch_vectors = model.suffix(ids, qlen, plen, context, query, prompt, torch_state)
+    ids, qlen, plen, now, context, query, prompt = (t[name] for name in _SUFFIX_INPUTS)
+    torch_vectors = model.suffix(ids, qlen, plen, now, context, query, prompt, torch_state)
     spoken = _random_answers(model, (shape[0], shape[3]), generator)
     spoken_feed = dict(zip(_ANSWER_INPUTS, spoken, strict=True))
     answers = sessions["answer"].run(None, spoken_feed)[0]
@@ -279,12 +282,12 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
     _write(
         _Entry(
             model,
-            lambda ids, qlen, plen, context, query, prompt, *state: model.suffix(
-                ids, qlen, plen, context, query, prompt, state
+            lambda ids, qlen, plen, now, context, query, prompt, *state: model.suffix(
+                ids, qlen, plen, now, context, query, prompt, state
             ),
         ),
         (*(t[name] for name in _SUFFIX_INPUTS), *state),
-        [_free(0, 1, 2), *[_free(0, 1)] * 4, _free(0), *cache, *evidence],
+        [_free(0, 1, 2), *[_free(0, 1)] * 5, _free(0), *cache, *evidence],
         folder / "suffix.onnx",
         (*_SUFFIX_INPUTS, *state_names),
         ["embedding"],
@@ -374,8 +377,10 @@ def _draft(model: Anchor, info: BundleInfo) -> Manifest:
 
 def sequence(config: ModelConfig) -> tuple[str, ...]:
     """What stands in the decoder's sequence, in order."""
-    parts = ["user"] if config.user_token else []
-    parts += ["modalities"] if config.modal_tokens else []
+    parts = []
+    if config.order == "summary first":
+        parts += ["user"] if config.user_token else []
+        parts += ["modalities"] if config.modal_tokens else []
     parts += ["events"]
     parts += ["query"] if config.query_tokens else []
     return (*parts, "prompt", "user_emb")

@@ -19,7 +19,7 @@ import pyarrow as pa
 from .manifest import ModalitySpec, SpecialIds
 
 EVENT_FEATURES = ("amount", "gap", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
-CONTEXT_FEATURES = ("recency", "events", "span", "year_sin", "year_cos")
+CONTEXT_FEATURES = ("recency", "events", "span")
 
 # One behaviour record, whatever table it came from. `modality` is the position in the manifest.
 EVENT_SCHEMA = pa.schema(
@@ -33,7 +33,7 @@ EVENT_SCHEMA = pa.schema(
 )
 
 _DAY = 86_400_000_000  # microseconds
-_YEAR = 365.2425 * _DAY
+AGELESS = np.float32(1e6)  # days: later than any as-of, so that nothing fades
 _WEEKDAY_OF_EPOCH = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -42,6 +42,11 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 def window(times: Ints, modality: Ints, as_of: int, specs: Sequence[ModalitySpec]) -> Ints:
     """Positions of the events one vector reads: the newest of each modality, before the as-of.
+
+    Windows are aligned: a modality with more events than its budget drops its oldest ones a
+    quarter of the budget at a time. Until the next drop a later window is an earlier one and more
+    events behind it, so one prefix serves both, and a stored prefix can be appended to. When to
+    drop is a function of the number of events alone: training and serving agree.
 
     Args:
         times: event timestamps in microseconds since the epoch, UTC, ascending [N].
@@ -53,11 +58,17 @@ def window(times: Ints, modality: Ints, as_of: int, specs: Sequence[ModalitySpec
         Ascending positions int64 [T], T <= sum of budgets.
     """
     end = int(np.searchsorted(times, as_of, side="left"))
-    kept = [
-        np.flatnonzero(modality[:end] == index)[-spec.max_events :]
-        for index, spec in enumerate(specs)
-    ]
+    kept = []
+    for index, spec in enumerate(specs):
+        own = np.flatnonzero(modality[:end] == index)
+        kept.append(own[dropped(len(own), spec.max_events) :])
     return np.sort(np.concatenate(kept)).astype(np.int64)
+
+
+def dropped(events: int, budget: int) -> int:
+    """How many of a modality's oldest events a window leaves out: a multiple of `budget // 4`."""
+    step = max(1, budget // 4)
+    return max(0, -(-(events - budget) // step) * step)
 
 
 def event_features(times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any]) -> Floats:
@@ -83,34 +94,40 @@ def event_features(times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any])
     return out
 
 
-def days_to_newest(times: Ints, is_table: np.ndarray[Any, Any]) -> Floats:
-    """Days from each event to the newest one: float32 [T], 0 for rows of a table modality.
+def days_since_first(times: Ints, is_table: np.ndarray[Any, Any]) -> Floats:
+    """Days from the oldest event to each: float32 [T], `AGELESS` for rows of a table modality.
 
-    Args:
-        times: microseconds since the epoch, UTC, ascending [T].
-        is_table: bool [T].
+    Counted from the start of the window, which appending events does not move.
     """
-    clock = times[~is_table] if (~is_table).any() else times
-    days = np.where(is_table, 0.0, (clock[-1] - times) / _DAY)
-    return days.astype(np.float32)
+    days = (times - _origin(times, is_table)) / _DAY
+    out: Floats = np.where(is_table, AGELESS, days).astype(np.float32)
+    return out
+
+
+def days_to_as_of(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) -> np.float32:
+    """Days from the oldest event to the as-of, on the clock of `days_since_first`."""
+    return np.float32((as_of - _origin(times, is_table)) / _DAY)
+
+
+def _origin(times: Ints, is_table: np.ndarray[Any, Any]) -> int:
+    """The oldest timed event, or row where there is none."""
+    return int(times[np.argmin(is_table)])
 
 
 def context_features(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) -> Floats:
     """Numbers that depend on the as-of time: float32 [len(CONTEXT_FEATURES)].
 
     recency: log1p(days from the newest event to the as-of). events: log1p(events read). span:
-    log1p(days from the oldest to the newest). Season of the as-of as sine and cosine. Rows of a
-    table modality count only for a user who has nothing else.
+    log1p(days from the oldest to the newest). Rows of a table modality count only for a user who
+    has nothing else. The season is no feature: a bundle is asked about seasons it was not trained
+    on, and what it would say of them is a guess.
     """
     clock = times[~is_table] if (~is_table).any() else times
-    year = 2 * np.pi * (as_of % _YEAR) / _YEAR
     return np.array(
         [
             np.log1p((as_of - clock[-1]) / _DAY),
             np.log1p(len(clock)),
             np.log1p((clock[-1] - clock[0]) / _DAY),
-            np.sin(year),
-            np.cos(year),
         ],
         dtype=np.float32,
     )

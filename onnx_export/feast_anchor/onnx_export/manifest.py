@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import BundleError
 
 FORMAT = "feast-anchor-bundle"
-FORMAT_VERSION = 2  # 2: the answer graph, evidence, a tokenizer of the text encoder's own
+FORMAT_VERSION = 3  # 3: events first, days of events in the state
 MANIFEST_FILE = "manifest.json"
 GRAPHS = ("event", "prefix", "suffix", "answer")
 PROMPTS_FILE = "prompts.safetensors"
@@ -115,9 +115,9 @@ class Manifest(_Frozen):
         return canonical_sha256(core)
 
     @property
-    def prefix_tokens(self) -> int:
-        """Tokens before the first event: one for the user and one per modality."""
-        return 1 + len(self.modalities)
+    def shares_prefixes(self) -> bool:
+        """Whether the prefix of a history answers for every earlier as-of time too (`plen`)."""
+        return self.sequence[0] == "events"
 
     def dumps(self) -> str:
         """The manifest as JSON text, with its own digest in it so that readers can check."""
@@ -210,6 +210,7 @@ def _check_version(path: Path, version: object) -> None:
         )
     if version < FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format_version {version}, which has no answer graph; this feast-anchor "
-            f"reads {FORMAT_VERSION}: train the bundle again with `feast-anchor train`"
+            f"{path} has format_version {version}, whose user state lacks the days of its "
+            f"events; this feast-anchor reads {FORMAT_VERSION}: train the bundle again with "
+            "`feast-anchor train`"
         )

@@ -5,11 +5,17 @@ depends on another question. So `prefix` runs once per history, `suffix` answers
 questions against the state it left, and both give what one plain causal forward over
 [prefix, one question] gives. `full` is that forward, and the reference for parity.
 
+Two orders. "Summary first" is the paper's: the user's token and one per modality, each the mean of
+its events, stand before the events. They change with every event, so a prefix belongs to one
+history. "Events first": nothing stands before the events, and the summary of those that a question
+may see is added at `<USER_EMB>`. A token of the prefix then depends on the events before it only:
+one prefix answers for every earlier as-of time (`plen`), and can be appended to.
+
 The state of a history is the decoder's KV cache and, with evidence, a key and a few numbers per
 event (`evidence`). At `<USER_EMB>` meet: the question's words (through attention), its text vector,
 the numbers that depend on the as-of (`context`) and the evidence.
 
-Letters in shape comments: B histories, T events, M modalities, P = 1 + M + T prefix tokens,
+Letters in shape comments: B histories, T events, M modalities, P prefix tokens (T, or 1 + M + T),
 Q questions, L tokens of a question, E text width, D hidden width, K key/value heads, d head width,
 F event features, C context features, V values kept per event, X numbers of evidence.
 """
@@ -64,18 +70,24 @@ class Anchor(nn.Module):
             self.words = backbone.words(special.pad)
         self.event_in = _adapter(text, hidden)
         self.event_numbers = nn.Linear(len(EVENT_FEATURES), hidden, bias=False)
-        self.modal_in = _adapter(text, hidden)
-        self.modal_numbers = nn.Linear(len(EVENT_FEATURES) + 1, hidden, bias=False)
-        self.user_in = _adapter(text, hidden)
+        self.evidence = Evidence(text, config.key, modalities) if config.evidence else None
+        self.summary: SummaryTokens | None = None
+        self.summary_in: nn.Linear | None = None
+        if config.order == "summary first":
+            self.summary = SummaryTokens(config, modalities)
+        elif config.modal_tokens and config.evidence:
+            self.summary_in = nn.Linear(modalities * config.key, hidden, bias=False)
         self.query_in = nn.Linear(text, hidden, bias=False)
         self.context_in = nn.Linear(len(CONTEXT_FEATURES), hidden)
         self.event_kind = _kinds(modalities, hidden)
-        self.modal_kind = _kinds(modalities, hidden)
-        self.absent = _kinds(modalities, hidden)
         self.delimiter = _kinds(modalities, hidden) if config.delimiters else None
         self.decoder = Decoder(config.decoder()) if backbone is None else backbone.decoder()
-        self.evidence = Evidence(text, config.key, modalities) if config.evidence else None
         self.readout = Readout(config, Evidence.width(modalities) if config.evidence else 0)
+
+    @property
+    def lead(self) -> int:
+        """Prefix tokens before the first event."""
+        return 0 if self.summary is None else 1 + self.modalities
 
     def event(self, ids: Tensor) -> Tensor:
         """Encode texts: ids int64 [N, L] of the text tokenizer -> [N, E]."""
@@ -88,21 +100,10 @@ class Anchor(nn.Module):
             before = F.pad(member, (0, 0, 1, 0))[:, :-1]  # [B,T,M] of the event before, 0 for none
             first = member * (1.0 - before)  # 1 where a run of one modality begins
             events = events + first @ self.delimiter
-        count = member.sum(1).unsqueeze(-1)  # [B,M,1]
-        per_event = member.transpose(1, 2)  # [B,M,T]
-        mean = per_event @ vectors / count.clamp(min=1.0)  # [B,M,E]
-        numbers = per_event @ features / count.clamp(min=1.0)  # [B,M,F]
-        numbers = torch.cat((numbers, torch.log1p(count)), dim=-1)  # [B,M,F+1]
-        modal = self.modal_in(mean) + self.modal_numbers(numbers) + self.modal_kind
-        modal = torch.where(count > 0, modal, self.absent)  # [B,M,D]
-        present = (count > 0).to(torch.float32)  # [B,M,1]
-        user = (mean * present).sum(1) / present.sum(1).clamp(min=1.0)  # [B,E]
-        user = self.user_in(user).unsqueeze(1)  # [B,1,D]
-        if not self.config.user_token:
-            user = user * 0.0
-        if not self.config.modal_tokens:
-            modal = modal * 0.0
-        return torch.cat((user, modal, events), dim=1)  # [B,1+M+T,D]
+        if self.summary is None:
+            out: Tensor = events
+            return out
+        return torch.cat((self.summary(vectors, features, member), events), dim=1)
 
     def prefix(
         self, vectors: Tensor, features: Tensor, modality: Tensor, days: Tensor
@@ -119,13 +120,14 @@ class Anchor(nn.Module):
         if self.evidence is None:
             return state
         kept = self.evidence.keep(vectors, features, member, days)
-        return (*state, *(F.pad(rows, (0, 0, 1 + self.modalities, 0)) for rows in kept))
+        return (*state, *(F.pad(rows, (0, 0, self.lead, 0)) for rows in kept))
 
     def suffix(
         self,
         ids: Tensor,
         qlen: Tensor,
         plen: Tensor,
+        now: Tensor,
         context: Tensor,
         query: Tensor,
         prompt: Tensor,
@@ -133,30 +135,43 @@ class Anchor(nn.Module):
     ) -> Tensor:
         """Embeddings [B,Q,embedding], each of length 1; shapes as in `bundle`."""
         keep = (qlen - 1).clamp(min=0).unsqueeze(-1)  # [B,Q,1]: where <USER_EMB> stands
-        found = self.find_evidence(plen, context, query, state)
-        x = self.suffix_tokens(ids, context, query, found, prompt)
-        hidden = self.decoder.suffix(x, keep, plen, state).squeeze(2)  # [B,Q,D]
+        found, summary = self.find_evidence(plen, now, query, state)
+        x = self.suffix_tokens(ids, context, query, found, summary, prompt)
+        hidden = self.decoder.suffix(x, keep, self.lead + plen, state).squeeze(2)  # [B,Q,D]
         vectors: Tensor = self.readout(hidden, query, found)
         return vectors
 
     def find_evidence(
-        self, plen: Tensor, context: Tensor, query: Tensor, state: Sequence[Tensor]
-    ) -> Tensor | None:
-        """Numbers of evidence [B,Q,X] for each question, None for a model without evidence."""
+        self, plen: Tensor, now: Tensor, query: Tensor, state: Sequence[Tensor]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What each question reads of the first `plen` events, `now` [B,Q] days on.
+
+        Returns numbers of evidence [B,Q,X] and the summary's keys [B,Q,M*A]; None for what the
+        model does not have.
+        """
         if self.evidence is None:
-            return None
+            return None, None
         keys, values = state[-2:]
         at = torch.arange(keys.shape[1], device=keys.device)
-        seen = (at < plen.unsqueeze(-1)).to(torch.float32)  # [B,Q,P]
-        elapsed = torch.expm1(context[..., CONTEXT_FEATURES.index("recency")])  # [B,Q] days
-        return self.evidence.read(query, keys, values, seen, elapsed)
+        seen = (at < self.lead + plen.unsqueeze(-1)).to(torch.float32)  # [B,Q,P]
+        found = self.evidence.read(query, keys, values, seen, now)
+        if self.summary_in is None:
+            return found, None
+        return found, self.evidence.summary(keys, values, seen)
 
     def suffix_tokens(
-        self, ids: Tensor, context: Tensor, query: Tensor, found: Tensor | None, prompt: Tensor
+        self,
+        ids: Tensor,
+        context: Tensor,
+        query: Tensor,
+        found: Tensor | None,
+        summary: Tensor | None,
+        prompt: Tensor,
     ) -> Tensor:
         """Decoder inputs [B,Q,L,D].
 
-        ids int64 [B,Q,L], context[B,Q,C], query[B,Q,E], found[B,Q,X] or None, prompt[R,D].
+        ids int64 [B,Q,L], context[B,Q,C], query[B,Q,E], found and summary as `find_evidence`
+        gives them, prompt[R,D].
         """
         first = self.special.first_prompt
         words: Tensor = self.words(ids.clamp(max=first - 1))  # [B,Q,L,D]
@@ -165,6 +180,8 @@ class Anchor(nn.Module):
         told: Tensor = self.context_in(context) + self.query_in(query)  # [B,Q,D]
         if found is not None:
             told = told + self.readout.to_decoder(found)
+        if summary is not None and self.summary_in is not None:
+            told = told + self.summary_in(summary)
         anchor = (ids == self.special.user_emb).unsqueeze(-1).to(x.dtype)  # [B,Q,L,1]
         return x + anchor * told.unsqueeze(2)
 
@@ -188,33 +205,72 @@ class Anchor(nn.Module):
         modality: Tensor,
         days: Tensor,
         ids: Tensor,
+        now: Tensor,
         context: Tensor,
         query: Tensor,
         prompt: Tensor,
     ) -> Tensor:
         """One history, one question, nothing padded, one causal forward: [embedding].
 
-        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], context[C], query[E],
+        vectors[T,E], features[T,F], modality[T], days[T]; ids[L], now[], context[C], query[E],
         prompt[R,D].
         """
         kinds = torch.arange(self.modalities)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [T,M]
         history = self.prefix_tokens(vectors[None], features[None], member[None])  # [1,P,D]
         asked, told = query[None, None], context[None, None]
-        found = None
+        found = summary = None
         if self.evidence is not None:
-            keys, values = self.evidence.keep(vectors, features, member, days)
-            elapsed = torch.expm1(told[..., CONTEXT_FEATURES.index("recency")])
-            seen = torch.ones(1, 1, len(keys))
-            found = self.evidence.read(asked, keys[None], values[None], seen, elapsed)
-        block = self.suffix_tokens(ids[None, None], told, asked, found, prompt)[0]  # [1,L,D]
+            keys, values = (
+                kept[None] for kept in self.evidence.keep(vectors, features, member, days)
+            )
+            seen = torch.ones(1, 1, keys.shape[1])
+            found = self.evidence.read(asked, keys, values, seen, now[None, None])
+            if self.summary_in is not None:
+                summary = self.evidence.summary(keys, values, seen)
+        block = self.suffix_tokens(ids[None, None], told, asked, found, summary, prompt)[0]
         hidden = self.decoder.full(torch.cat((history, block), dim=1))[:, -1:]  # [1,1,D]
         served: Tensor = self.readout(hidden, asked, found)
         return served[0, 0]
 
 
+class SummaryTokens(nn.Module):
+    """One token for the user and one per modality, each made of the mean of its events."""
+
+    def __init__(self, config: ModelConfig, modalities: int) -> None:
+        super().__init__()
+        self.config = config
+        self.modal_in = _adapter(config.text, config.hidden)
+        self.modal_numbers = nn.Linear(len(EVENT_FEATURES) + 1, config.hidden, bias=False)
+        self.user_in = _adapter(config.text, config.hidden)
+        self.modal_kind = _kinds(modalities, config.hidden)
+        self.absent = _kinds(modalities, config.hidden)
+
+    def forward(self, vectors: Tensor, features: Tensor, member: Tensor) -> Tensor:
+        """vectors[B,T,E], features[B,T,F], member[B,T,M] -> [B,1+M,D]."""
+        count = member.sum(1).unsqueeze(-1)  # [B,M,1]
+        per_event = member.transpose(1, 2)  # [B,M,T]
+        mean = per_event @ vectors / count.clamp(min=1.0)  # [B,M,E]
+        numbers = per_event @ features / count.clamp(min=1.0)  # [B,M,F]
+        numbers = torch.cat((numbers, torch.log1p(count)), dim=-1)  # [B,M,F+1]
+        modal = self.modal_in(mean) + self.modal_numbers(numbers) + self.modal_kind
+        modal = torch.where(count > 0, modal, self.absent)  # [B,M,D]
+        present = (count > 0).to(torch.float32)  # [B,M,1]
+        user = (mean * present).sum(1) / present.sum(1).clamp(min=1.0)  # [B,E]
+        user = self.user_in(user).unsqueeze(1)  # [B,1,D]
+        if not self.config.user_token:
+            user = user * 0.0
+        if not self.config.modal_tokens:
+            modal = modal * 0.0
+        return torch.cat((user, modal), dim=1)
+
+
 class Readout(nn.Module):
-    """Hidden state, question and evidence to the vector that is served; answers pass it as well."""
+    """Hidden state, question and evidence to the vector that is served; answers pass it as well.
+
+    The question decides which numbers of the evidence count and with what sign: it gates them.
+    Merely added to each other, that is left to one nonlinearity, which learns it slowly.
+    """
 
     def __init__(self, config: ModelConfig, evidence: int) -> None:
         super().__init__()
@@ -224,6 +280,8 @@ class Readout(nn.Module):
         if evidence:
             self.norm = nn.LayerNorm(evidence)
             self.evidence_in = nn.Linear(evidence, width, bias=False)
+            self.gate = nn.Linear(config.text, width, bias=False)
+            nn.init.normal_(self.gate.weight, std=0.3)  # questions differ before it is learned
             self.to_hidden = nn.Linear(evidence, config.hidden, bias=False)
         self.mix = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
@@ -242,7 +300,8 @@ class Readout(nn.Module):
         """hidden[...,D], query[...,E], found[...,X] or None -> [...,embedding] of length 1."""
         x = self.hidden_in(hidden) + self.query_in(query)
         if found is not None:
-            x = x + self.evidence_in(self.norm(found))
+            gate = 1.0 + self.gate(F.normalize(query, dim=-1, eps=1e-6))  # 1 where nothing is asked
+            x = x + gate * self.evidence_in(self.norm(found))
         x = F.gelu(x)
         x = x + F.gelu(self.mix(self.dropout(x)))
         return F.normalize(self.head(self.dropout(x)), dim=-1, eps=1e-12)

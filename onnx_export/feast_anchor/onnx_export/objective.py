@@ -72,13 +72,13 @@ def answer_hidden(
     tokens = batch.answers[target.clamp(min=0)]  # [B,W,A]
     tokens = torch.where((target >= 0).unsqueeze(-1), tokens, pad)
     ids, qlen, plen = batch.ids[:, :write], batch.qlen[:, :write], batch.plen[:, :write]
-    context, query = batch.context[:, :write], query[:, :write]
+    now, context, query = batch.now[:, :write], batch.context[:, :write], query[:, :write]
     block = torch.cat((ids, torch.full_like(tokens, pad)), dim=-1)  # [B,W,L+A]
     rows = qlen.unsqueeze(-1) - 1 + torch.arange(width, device=ids.device)  # [B,W,A]
     block = block.scatter(2, rows + 1, tokens)
-    found = model.find_evidence(plen, context, query, state)
-    x = model.suffix_tokens(block, context, query, found, _no_prompt(model))
-    return model.decoder.suffix(x, rows, plen, state), tokens
+    found, summary = model.find_evidence(plen, now, query, state)
+    x = model.suffix_tokens(block, context, query, found, summary, _no_prompt(model))
+    return model.decoder.suffix(x, rows, model.lead + plen, state), tokens
 
 
 def _vectors(
@@ -87,7 +87,8 @@ def _vectors(
     spoken = model.texts.vectors(batch.answer_texts)
     answers = model.answer(batch.answers, batch.answer_length, spoken)
     prompt = _no_prompt(model)
-    users = model.suffix(batch.ids, batch.qlen, batch.plen, batch.context, query, prompt, state)
+    asked = (batch.ids, batch.qlen, batch.plen, batch.now, batch.context, query)
+    users = model.suffix(*asked, prompt, state)
     return users, answers
 
 

@@ -150,6 +150,7 @@ class _Task:
             torch.from_numpy(ids).expand(size, 1, -1),  # [B,1,L]
             torch.from_numpy(length).expand(size, 1),
             some.plen.unsqueeze(1),
+            some.now.unsqueeze(1),
             some.context.unsqueeze(1),
             torch.from_numpy(self.query.vector).expand(size, 1, -1),
             table,

@@ -40,7 +40,7 @@ class TrainConfig:
     weight_decay: float = 0.2  # AdamW
     contrastive: float = 1.0  # weight of InfoNCE against answers and other users
     mask: bool = True  # leave out negatives that look true (`losses.MARGIN`)
-    plain: float = 0.5  # weight of telling a plain yes from a plain no
+    plain: float = 1.0  # weight of telling a plain yes from a plain no
     alike: float = 0.5  # weight of the distance between two ways to put one question
     noise: float = 0.1  # share of query tokens replaced by random ones
     query_noise: float = 0.3  # noise on the questions' text vectors, relative to their own spread

@@ -15,6 +15,7 @@ from .errors import SpecError
 from .manifest import Dims
 
 Size = Literal["nano", "small", "base"]
+Order = Literal["events first", "summary first"]
 
 SIZES: dict[Size, dict[str, int]] = {
     "nano": {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ff": 192},
@@ -52,8 +53,9 @@ class ModelConfig:
     dropout: float = 0.5  # in the readout and the head, while training
     evidence: bool = True  # question-event similarity, counts and amounts at <USER_EMB>
     query_tokens: bool = False  # the decoder reads the question word by word, not its vector only
-    user_token: bool = True  # the history begins with a token for all of it
-    modal_tokens: bool = True  # and with one per modality
+    order: Order = "events first"  # where the summary of a history stands: see `model`
+    user_token: bool = True  # "summary first": the history begins with a token for all of it
+    modal_tokens: bool = True  # and with one per modality; "events first": each is summed up
     delimiters: bool = False  # the first event of each run of one modality is marked
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class Reading:
     features: Floats  # [T, F]
     modality: Ints  # [T]
     days: Floats  # [T]
+    now: np.float32
     context: Floats  # [C]
 
 
@@ -39,24 +40,26 @@ class States:
     """The user states of N readings, padded to the longest."""
 
     users: tuple[str, ...]
-    plen: Tensor  # int64 [N]
+    lead: int  # prefix tokens before the first event
+    plen: Tensor  # int64 [N] events
+    now: Tensor  # [N]
     context: Tensor  # [N, C]
     state: tuple[Tensor, ...]  # the decoder's [N, K, P, d]; with evidence, [N, P, ...]
 
     def take(self, rows: Tensor) -> States:
         """Some rows, cut to the longest of them."""
         plen = self.plen[rows]
-        width = int(plen.max())
+        width = self.lead + int(plen.max())
         users = tuple(self.users[row] for row in rows.tolist())
         state = tuple(x[rows].narrow(-2, 0, width) for x in self.state)
-        return States(users, plen, self.context[rows], state)
+        return States(users, self.lead, plen, self.now[rows], self.context[rows], state)
 
 
 @torch.no_grad()
 def user_states(model: Anchor, readings: Sequence[Reading]) -> States:
     """The prefix of every reading, each computed once."""
     lengths = np.array([len(reading.modality) for reading in readings])
-    longest = 1 + model.modalities + int(lengths.max())
+    longest = model.lead + int(lengths.max())
     out: list[Tensor] = []
     for rows in np.array_split(np.argsort(lengths, kind="stable"), -(-len(readings) // _ROWS)):
         found = model.prefix(*_padded([readings[row] for row in rows], model.config.text))
@@ -65,7 +68,9 @@ def user_states(model: Anchor, readings: Sequence[Reading]) -> States:
             whole.narrow(-2, 0, part.shape[-2])[torch.from_numpy(rows)] = part
     return States(
         users=tuple(reading.user for reading in readings),
-        plen=torch.from_numpy(1 + model.modalities + lengths),
+        lead=model.lead,
+        plen=torch.from_numpy(lengths),
+        now=torch.tensor([float(reading.now) for reading in readings]),
         context=torch.from_numpy(np.stack([reading.context for reading in readings])),
         state=tuple(out),
     )

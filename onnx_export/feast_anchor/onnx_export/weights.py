@@ -81,9 +81,10 @@ def _compare(model: Anchor, bundle: Bundle) -> None:
     (vectors,) = suffix.run(["embedding"], _named(suffix, arrays))
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
     ours = model.prefix(*(t[name] for name in ("vectors", "features", "modality", "days")))
-    found = model.suffix(
-        t["ids"], t["qlen"], t["plen"], t["context"], t["query"], t["prompt"], ours
+    ids, qlen, plen, now, context, query, prompt = (
+        t[name] for name in ("ids", "qlen", "plen", "now", "context", "query", "prompt")
     )
+    found = model.suffix(ids, qlen, plen, now, context, query, prompt, ours)
     gap = float((found - torch.from_numpy(vectors)).abs().max())
     if not gap <= _FAR:
         raise BundleError(

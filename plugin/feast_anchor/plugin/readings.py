@@ -16,7 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_anchor.onnx_export.bundle import Bundle
-from feast_anchor.onnx_export.inputs import context_features, days_to_newest, event_features
+from feast_anchor.onnx_export.inputs import (
+    context_features,
+    days_since_first,
+    days_to_as_of,
+    event_features,
+)
 from feast_anchor.onnx_export.states import Reading
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import History, build_histories
@@ -85,7 +90,8 @@ def _cuts(history: History, vectors: Array, is_table: Array) -> Iterator[tuple[R
                     vectors=vectors[history.text[at]],
                     features=event_features(times, history.amounts[at], tables),
                     modality=modality,
-                    days=days_to_newest(times, tables),
+                    days=days_since_first(times, tables),
+                    now=days_to_as_of(times, tables, as_of),
                     context=context_features(times, tables, as_of),
                 ),
                 as_of,

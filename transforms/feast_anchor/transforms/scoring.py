@@ -1,14 +1,18 @@
 """Score histories with a bundle: each prefix once, every scenario from it. No Beam, no Feast.
 
 The law of this module: a vector depends on the user's own events, the as-of time, the scenario
-and the bundle, and on nothing else, to the last bit. So nothing is padded to its neighbours: each
-run of the prefix and suffix graphs holds one user, a question's width is a function of its own
-length (sums over a row come out differently when the row gets longer, even if by zeros), no
-question is asked in a run of its own (one row is multiplied in another way than several), and
-texts are encoded at widths of their own in fixed batches.
+and the bundle, and on nothing else, to the last bit. ONNX Runtime's matrix products give a row the
+same bits whatever rows stand beside it and whatever zeros stand behind its sum, with one
+exception: a lone row or column is multiplied by another routine. So no run has fewer than two
+events or two questions. Otherwise every run of the prefix and suffix graphs holds one user, a
+question's width is a function of its own length, and texts are encoded at widths of their own in
+fixed batches.
 
-On CPU this is also the fastest way: padding costs more than batching wins. Worker threads over
-single-threaded sessions fill the cores, because ONNX Runtime releases the GIL.
+As-of times whose histories begin with the same event share one prefix where the bundle reads
+events first: a question about an earlier time sees the first events only.
+
+On CPU one user a run is also the fastest way: padding costs more than batching wins. Worker
+threads over single-threaded sessions fill the cores, because ONNX Runtime releases the GIL.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from feast_anchor.onnx_export.inputs import (
     Floats,
     Ints,
     context_features,
-    days_to_newest,
+    days_since_first,
+    days_to_as_of,
     event_features,
     suffix_ids,
 )
@@ -36,7 +41,7 @@ from .histories import Cut, History
 
 _WIDTH_STEP = 8  # a suffix is padded to a multiple of this
 _BLOCKS_PER_RUN = 64  # suffix blocks (as-of times x scenarios) in one run: bounds its memory
-_LEAST_BLOCKS = 2  # ONNX Runtime multiplies a lone row by another routine, whose last bits differ
+_LEAST = 2  # events or blocks in one run
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,15 @@ class UserVectors:
     as_of: Ints
     history_end: Ints
     vectors: Floats
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One as-of time of a prefix: how many of its events count, and what the suffix is told."""
+
+    events: int
+    now: np.float32
+    context: Floats  # [C]
 
 
 @dataclass(frozen=True)
@@ -104,59 +118,87 @@ class Scorer:
     def _user(self, history: History, encoded: Floats) -> UserVectors:
         as_of = np.array([m for cut in history.cuts for m in cut.as_of], dtype=np.int64)
         ends = [history.times[cut.positions[-1]] for cut in history.cuts for _ in cut.as_of]
-        vectors = [self._cut(history, cut, encoded) for cut in history.cuts]
+        vectors = [
+            self._prefix_of(history, cuts, encoded)
+            for cuts in _share(history.cuts, self.manifest.shares_prefixes)
+        ]
         return UserVectors(
             history.user, as_of, np.array(ends, dtype=np.int64), np.concatenate(vectors)
         )
 
-    def _cut(self, history: History, cut: Cut, encoded: Floats) -> Floats:
-        """One prefix, then every (as-of, scenario) of this cut: float32 [S, Q, dim]."""
-        at = cut.positions
+    def _prefix_of(self, history: History, cuts: Sequence[Cut], encoded: Floats) -> Floats:
+        """One prefix, then every (as-of, scenario) of its cuts: float32 [S, Q, dim]."""
+        at = cuts[-1].positions  # the longest; the others are its first ones
         times, modality = history.times[at], history.modality[at]
         is_table = self._is_table[modality]
         state = self._prefix.run(
             list(self.manifest.state),
             {
-                "vectors": encoded[history.text[at]][None],  # [1, T, E]
-                "features": event_features(times, history.amounts[at], is_table)[None],
-                "modality": modality[None],  # [1, T]
-                "days": days_to_newest(times, is_table)[None],  # [1, T]
+                "vectors": _at_least(encoded[history.text[at]], 0.0)[None],  # [1, T, E]
+                "features": _at_least(event_features(times, history.amounts[at], is_table), 0.0)[
+                    None
+                ],
+                "modality": _at_least(modality, -1)[None],  # [1, T]
+                "days": _at_least(days_since_first(times, is_table), 0.0)[None],  # [1, T]
             },
         )
         feed = dict(zip(self.manifest.state, state, strict=True))
-        contexts = [context_features(times, is_table, moment) for moment in cut.as_of]
-        prefix_tokens = self.manifest.prefix_tokens + len(at)
+        asked = [
+            _Asked(
+                len(cut.positions),
+                days_to_as_of(times, is_table, moment),
+                context_features(
+                    times[: len(cut.positions)], is_table[: len(cut.positions)], moment
+                ),
+            )
+            for cut in cuts
+            for moment in cut.as_of
+        ]
         dim = self.manifest.dims.embedding
-        out = np.empty((len(contexts), self._questions, dim), dtype=np.float32)
+        out = np.empty((len(asked), self._questions, dim), dtype=np.float32)
         for group in self._groups:
             per_run = max(1, _BLOCKS_PER_RUN // len(group.ids))
-            for start in range(0, len(contexts), per_run):
+            for start in range(0, len(asked), per_run):
                 some = slice(start, start + per_run)
-                out[some, group.columns] = self._ask(feed, group, contexts[some], prefix_tokens)
+                out[some, group.columns] = self._ask(feed, group, asked[some])
         return out
 
-    def _ask(
-        self,
-        state: dict[str, Any],
-        group: _Group,
-        contexts: Sequence[Floats],
-        prefix_tokens: int,
-    ) -> Floats:
+    def _ask(self, state: dict[str, Any], group: _Group, asked: Sequence[_Asked]) -> Floats:
         """Questions of one width at some as-of times: float32 [S, questions of the group, dim]."""
-        moments, questions = len(contexts), len(group.ids)
+        moments, questions = len(asked), len(group.ids)
         blocks = moments * questions
-        asked: dict[str, Any] = {
+        plen = np.array([one.events for one in asked], dtype=np.int64)
+        inputs: dict[str, Any] = {
             "ids": np.tile(group.ids, (moments, 1)),  # [S*Q, L]
             "qlen": np.tile(group.lengths, moments),  # [S*Q]
-            "plen": np.full(blocks, prefix_tokens, dtype=np.int64),
-            "context": np.repeat(np.stack(contexts), questions, axis=0),  # [S*Q, C]
+            "plen": np.repeat(plen, questions),
+            "now": np.repeat(np.array([one.now for one in asked]), questions),
+            "context": np.repeat(np.stack([one.context for one in asked]), questions, axis=0),
             "query": np.tile(group.vectors, (moments, 1)),  # [S*Q, E]
         }
-        rows = np.resize(np.arange(blocks), max(_LEAST_BLOCKS, blocks))
-        feed = {name: array[rows][None] for name, array in asked.items()}  # [1, blocks or more, ..]
+        rows = np.resize(np.arange(blocks), max(_LEAST, blocks))
+        feed = {name: array[rows][None] for name, array in inputs.items()}  # [1, blocks or more,..]
         (embedding,) = self._suffix.run(["embedding"], feed | {"prompt": self._prompts, **state})
         vectors: Floats = embedding[0, :blocks].reshape(moments, questions, -1)
         return vectors
+
+
+def _share(cuts: Sequence[Cut], shared: bool) -> list[list[Cut]]:
+    """Runs of cuts, each the beginning of the next one; every cut for itself if not `shared`."""
+    groups: list[list[Cut]] = []
+    for cut in cuts:
+        last = groups[-1][-1].positions if groups else None
+        if shared and last is not None and np.array_equal(cut.positions[: len(last)], last):
+            groups[-1].append(cut)
+        else:
+            groups.append([cut])
+    return groups
+
+
+def _at_least(rows: np.ndarray[Any, Any], padding: float) -> np.ndarray[Any, Any]:
+    """`rows`, padded to `_LEAST` of them."""
+    missing = max(0, _LEAST - len(rows))
+    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=padding)
 
 
 def _group_by_width(
