@@ -142,11 +142,12 @@ def test_as_of_times_share_a_prefix_between_two_drops(
 
     class Counted:
         def run(self, names: list[str], feed: dict[str, Any]) -> Any:
-            runs.append(feed["modality"].shape[1])
+            histories, longest = feed["modality"].shape
+            runs.extend([longest] * histories)
             return session.run(names, feed)
 
-    session = scorer._prefix
-    monkeypatch.setattr(scorer, "_prefix", Counted())
+    session = scorer.graphs.prefix
+    monkeypatch.setattr(scorer.graphs, "prefix", Counted())
     history = [(day * DAY, 0, 1.0) for day in range(events)]
     score(scorer, {"a": history}, [day * DAY for day in range(1, events + 1)], SHORT)
     assert len(runs) == prefixes

@@ -98,6 +98,7 @@ class Manifest(_Frozen):
     dtype: Literal["float32"] = "float32"
     opset: int
     state: tuple[str, ...]  # names of the tensors that pass from prefix to suffix
+    appends: bool = False  # the prefix also takes such a state, as past_<name>, and continues it
     architecture: dict[str, Any] = Field(default_factory=dict)  # `ModelConfig`, to read the weights
     files: dict[str, FileRecord] = Field(default_factory=dict)
     parity: dict[str, Any] = Field(default_factory=dict)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .bundle import Bundle
+from .bundle import Bundle, empty_past
 from .errors import BundleError
 from .export import random_inputs
 from .manifest import WEIGHTS_FILE
@@ -76,10 +76,11 @@ def _compare(model: Anchor, bundle: Bundle) -> None:
     """Refuse weights that give other states or vectors than the graphs do."""
     arrays: dict[str, Any] = random_inputs(model, (2, 7, 5, 6), np.random.default_rng(0))
     prefix, suffix = bundle.session("prefix"), bundle.session("suffix")
+    arrays |= empty_past(prefix, len(arrays["modality"]))
     state = prefix.run(list(bundle.manifest.state), _named(prefix, arrays))
     arrays |= dict(zip(bundle.manifest.state, state, strict=True))
     (vectors,) = suffix.run(["embedding"], _named(suffix, arrays))
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    t = {name: torch.from_numpy(array) for name, array in arrays.items() if array.size}
     ours = model.prefix(*(t[name] for name in ("vectors", "features", "modality", "days")))
     ids, qlen, plen, now, context, query, prompt = (
         t[name] for name in ("ids", "qlen", "plen", "now", "context", "query", "prompt")
