@@ -8,7 +8,6 @@ is not newer than those in the state, and one with which the aligned window drop
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -113,9 +112,9 @@ class RequestScorer:
             events.amounts,
             scorer.bundle.encode_texts(events.texts, scorer.event),
             scorer.is_table,
-            past and past.clock,
+            past.clock if past else None,
         )
-        state = scorer.graphs.read(prefix_feed([reading]), past and past.tensors)
+        state = scorer.graphs.read(prefix_feed([reading]), past.tensors if past else None)
         rows = len(events.times) + (past.events if past else 0)
         return UserState(
             bundle=self._manifest.digest,
@@ -137,8 +136,9 @@ class RequestScorer:
             )
 
 
-def _without_padding(state: State, rows: int) -> dict[str, Any]:
-    return {
-        name: np.ascontiguousarray(np.asarray(tensor)[..., :rows, :])
-        for name, tensor in state.items()
-    }
+def _without_padding(state: State, rows: int) -> dict[str, Floats]:
+    out = {}
+    for name, tensor in state.items():
+        array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()  # of a GPU
+        out[name] = np.ascontiguousarray(array[..., :rows, :])
+    return out

@@ -50,7 +50,7 @@ class UserState:
     @property
     def events(self) -> int:
         """P: events in the state."""
-        return next(iter(self.tensors.values())).shape[-2]
+        return int(next(iter(self.tensors.values())).shape[-2])
 
     def keeps(self, manifest: Manifest, new: tuple[int, ...]) -> bool:
         """Whether the window still begins with this state's events when `new` ones arrive.
