@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -16,20 +15,12 @@ from hypothesis import strategies as st
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError, SpecError, StateError
 from feast_anchor.onnx_export.inputs import Floats
-from feast_anchor.transforms.events import ROW_SCHEMA
-from feast_anchor.transforms.histories import build_histories
 from feast_anchor.transforms.request import Events, RequestScorer
-from feast_anchor.transforms.scoring import Question, Scorer
+from feast_anchor.transforms.scoring import Scorer
 from feast_anchor.transforms.user_state import UserState
-from shop import SPECS
+from shop import QUESTIONS, SPECS, TEXTS, histories_of
 
 DAY = 86_400_000_000
-TEXTS = ("green tea in drinks", "soap in home", "bread in food")
-QUESTIONS = (
-    Question("Will this shopper buy tea next month?"),
-    Question(None),
-    Question("Will this shopper buy green tea or oat milk or bread next month in food?"),
-)
 HISTORY = st.lists(
     st.tuples(st.integers(1, 400), st.integers(0, 2), st.floats(-100, 100, width=32)),
     min_size=2,
@@ -63,19 +54,10 @@ def events_of(rows: Sequence[tuple[int, int, float]], profile: bool = True) -> E
     )
 
 
-def batch_vectors(scorer: Scorer, events: Events, as_of: int) -> Floats:
+def batch_vectors(scorer: Scorer, rows: Sequence[tuple[int, int, float]], as_of: int) -> Floats:
     """What the pipeline's scorer makes of the same events."""
-    rows = pa.table(
-        {
-            "user": ["a"] * len(events.times),
-            "event_timestamp": pa.array(events.times, pa.int64()).cast(ROW_SCHEMA.field(1).type),
-            "modality": pa.array(events.modality, pa.int16()),
-            "text": list(events.texts),
-            "amount": pa.array(events.amounts),
-            "rejected": pa.nulls(len(events.times), pa.string()),
-        }
-    )
-    shard = build_histories(rows.select(ROW_SCHEMA.names).cast(ROW_SCHEMA), [as_of], SPECS)
+    events = [(0, 3, 0.0), *((hour * DAY // 24, text, amount) for hour, text, amount in rows)]
+    shard = histories_of({"a": events}, [as_of])
     (found,) = scorer.score(shard.histories, shard.texts)
     vectors: Floats = found.vectors[0]
     return vectors
@@ -113,7 +95,7 @@ def test_append_equals_recompute_bit_for_bit(
     as_of = grown.history_end + 3 * DAY
     vectors = request_scorer.answer(grown, as_of)
     assert vectors.tobytes() == request_scorer.answer(whole, as_of).tobytes()
-    assert vectors.tobytes() == batch_vectors(scorer, events_of(rows), as_of).tobytes()
+    assert vectors.tobytes() == batch_vectors(scorer, rows, as_of).tobytes()
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,22 +14,11 @@ from hypothesis import strategies as st
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError
 from feast_anchor.onnx_export.manifest import ModalitySpec
-from feast_anchor.transforms.events import ROW_SCHEMA
-from feast_anchor.transforms.histories import ShardHistories, build_histories
 from feast_anchor.transforms.scoring import Question, Scorer, UserVectors
-from shop import SPECS
+from shop import QUESTIONS, SPECS, Users, histories_of
 from tiny import TINY_MODALITIES
 
 DAY = 86_400_000_000
-TEXTS = ("green tea in drinks", "soap in home", "bread in food", "age old")
-QUESTIONS = [
-    Question("Will this shopper buy tea next month?"),
-    Question("churn?"),
-    Question(None),
-    Question("Will this shopper buy green tea or oat milk or bread next month in food?"),
-    Question("Will this shopper stop?"),
-]
-
 EVENTS = st.lists(
     st.tuples(
         st.integers(0, 60 * DAY),  # time
@@ -41,7 +29,6 @@ EVENTS = st.lists(
     max_size=40,
 )
 USERS = st.dictionaries(st.sampled_from("abcdef"), EVENTS, min_size=1, max_size=5)
-Users = dict[str, list[tuple[int, int, float]]]
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +41,6 @@ def bundle(shop_bundle: Path) -> Bundle:
 def scorer(bundle: Bundle) -> Scorer:
     """A scorer of all questions on two threads."""
     return Scorer(bundle, QUESTIONS, threads=2)
-
-
-def histories_of(
-    users: Users, as_of: list[int], specs: Sequence[ModalitySpec] = SPECS
-) -> ShardHistories:
-    """Histories of some users cut at each as-of."""
-    rows = [
-        {
-            "user": user,
-            "event_timestamp": time,
-            "modality": int(text == 3),
-            "text": TEXTS[text],
-            "amount": amount,
-        }
-        for user, events in users.items()
-        for time, text, amount in events
-    ]
-    return build_histories(pa.Table.from_pylist(rows, ROW_SCHEMA), as_of, specs)
 
 
 # So few that windows of random users drop events between one as-of and the next.
