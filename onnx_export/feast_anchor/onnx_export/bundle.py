@@ -127,8 +127,6 @@ class Bundle:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # int8 products are exact on every processor: without VNNI the fast ones overflow
-        options.add_session_config_entry("session.x64quantprecision", "1")
         path = self.folder / f"{graph}.onnx"
         try:
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

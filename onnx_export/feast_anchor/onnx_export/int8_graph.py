@@ -9,12 +9,12 @@ user's vector depends on who else is in the batch.)
     q[R,K]   = round(x / scale) + 128         uint8
     y[R,N]   = (q - 128) @ w[K,N] * columns[N] * scale[R]
 
-`w` is int8 with one scale per output column. Activations are uint8 around 128 because ONNX
-Runtime multiplies uint8 by int8 with the vector instructions made for it and int8 by int8 several
-times slower. (Where a processor lacks these instructions, the fast routine overflows:
-`Bundle.session` asks for the exact one.) Standard operators only: the contrib operator that joins
-the last steps, MatMulIntegerToFloat, was 2 to 3 % faster, too little for a graph that one runtime
-alone can read.
+`w` is int8 with one scale per output column, and of -64 to 64 only: processors without VNNI add
+two products of uint8 and int8 in 16 bits that saturate, and 2 * 255 * 64 still fits. So the
+products are exact on every processor, and no option has to be set where a bundle is served.
+Activations are uint8 around 128 because ONNX Runtime multiplies int8 by int8, and uint8 by uint8,
+several times slower. Standard operators only: the contrib operator that joins the last steps,
+MatMulIntegerToFloat, was 2 to 3 % faster, too little for a graph that one runtime alone can read.
 
 Only the decoder's layers are changed: nearly all work is there. Adapters, evidence and readout
 run on few rows, and their errors would reach the vector undiluted.
@@ -34,7 +34,8 @@ Array = np.ndarray[Any, Any]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # torch's exporter notes which module a node came from
 _LAYERS = "'model.decoder.layers."
-_LARGEST, _ZERO_POINT = 127, 128
+_LARGEST, _ZERO_POINT = 127, 128  # of activations
+_LARGEST_WEIGHT = 64
 _CONSTANTS: dict[str, Array] = {  # shared by all products of a graph
     "int8_last_axis": np.array([-1], dtype=np.int64),
     "int8_step": np.array(1 / _LARGEST, dtype=np.float32),
@@ -70,9 +71,9 @@ def decoder_to_int8(model: onnx.ModelProto) -> int:
 
 
 def quantise_columns(weight: Floats) -> tuple[np.ndarray[Any, np.dtype[np.int8]], Floats]:
-    """weight[K,N] as int8 [K,N] and the scale of each column, float32 [N]."""
+    """weight[K,N] as int8 [K,N] of -64 to 64 and the scale of each column, float32 [N]."""
     largest = np.abs(weight).max(axis=0)
-    scale: Floats = np.where(largest > 0, largest / _LARGEST, 1.0).astype(np.float32)
+    scale: Floats = np.where(largest > 0, largest / _LARGEST_WEIGHT, 1.0).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale
 
 
