@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError
 from feast_anchor.onnx_export.manifest import ModalitySpec
+from feast_anchor.onnx_export.quantize import quantize_bundle
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import ShardHistories, build_histories
 from feast_anchor.transforms.scoring import Question, Scorer, UserVectors
@@ -44,10 +45,16 @@ USERS = st.dictionaries(st.sampled_from("abcdef"), EVENTS, min_size=1, max_size=
 Users = dict[str, list[tuple[int, int, float]]]
 
 
-@pytest.fixture(scope="module")
-def bundle(shop_bundle: Path) -> Bundle:
-    """The shop's bundle, verified."""
-    return Bundle.open(shop_bundle)
+@pytest.fixture(scope="module", params=["float32", "int8 per token"])
+def bundle(
+    request: pytest.FixtureRequest, shop_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The shop's bundle, verified, as exported and quantised."""
+    if request.param == "float32":
+        return Bundle.open(shop_bundle)
+    out = tmp_path_factory.mktemp("int8") / "shop"
+    quantize_bundle(shop_bundle, out, users=4)
+    return Bundle.open(out)
 
 
 @pytest.fixture(scope="module")
