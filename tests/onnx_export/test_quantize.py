@@ -19,14 +19,17 @@ from feast_anchor.onnx_export.bundle import Bundle, seal
 from feast_anchor.onnx_export.bundle_prompts import add_prompt
 from feast_anchor.onnx_export.cosine_gate import Closeness
 from feast_anchor.onnx_export.errors import BundleError
+from feast_anchor.onnx_export.export import random_inputs
 from feast_anchor.onnx_export.int8_graph import decoder_to_int8, quantise_columns
 from feast_anchor.onnx_export.manifest import read_manifest
+from feast_anchor.onnx_export.model import Anchor
 from feast_anchor.onnx_export.quantize import quantize_bundle
 from feast_anchor.onnx_export.weights import read_model
 
 Array = np.ndarray[Any, Any]
 
-FEW = {"users": 12}
+FEW = 12  # users
+HISTORY = ("vectors", "features", "modality", "days")
 WIDTH, OUTPUTS = 37, 19
 
 
@@ -71,8 +74,34 @@ def product(weight: Array) -> ort.InferenceSession:
 def int8_folder(shop_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shop's bundle in int8; do not change it."""
     out = tmp_path_factory.mktemp("int8") / "shop"
-    quantize_bundle(shop_bundle, out, **FEW)
+    quantize_bundle(shop_bundle, out, users=FEW)
     return out
+
+
+@pytest.fixture(scope="module")
+def model(shop_bundle: Path) -> Anchor:
+    """The shop's model in torch."""
+    return read_model(Bundle.open(shop_bundle))
+
+
+@pytest.fixture(scope="module")
+def answer(int8_folder: Path) -> Any:
+    """Arrays of `random_inputs` -> int8 vectors [B, Q, dim], through both graphs."""
+    bundle = Bundle.open(int8_folder)
+    prefix, suffix = bundle.session("prefix"), bundle.session("suffix")
+
+    def call(arrays: dict[str, Array]) -> Array:
+        state = prefix.run(list(bundle.manifest.state), of(prefix, arrays))
+        given = arrays | dict(zip(bundle.manifest.state, state, strict=True))
+        vectors: Array = suffix.run(["embedding"], of(suffix, given))[0]
+        return vectors
+
+    return call
+
+
+def of(session: ort.InferenceSession, arrays: dict[str, Array]) -> dict[str, Array]:
+    """The inputs of one graph."""
+    return {value.name: arrays[value.name] for value in session.get_inputs()}
 
 
 @pytest.fixture
@@ -131,6 +160,26 @@ def test_a_token_is_the_same_bits_in_any_company(
         for token in range(tokens):
             (alone,) = product.run(None, {"x": x[block : block + 1, token : token + 1]})
             assert np.array_equal(alone[0, 0], together[block, token])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 5), st.integers(2, 30), st.integers(2, 5), st.integers(1, 12)),
+)
+def test_a_user_is_the_same_bits_alone_and_pooled_with_others(
+    answer: Any, model: Anchor, seed: int, shape: tuple[int, int, int, int]
+) -> None:
+    """Users with histories of other lengths in one run, padded, do not move a bit of a vector."""
+    arrays = random_inputs(model, shape, np.random.default_rng(seed))
+    together = answer(arrays)
+    for row in range(shape[0]):
+        alone = {name: array[row : row + 1] for name, array in arrays.items()}
+        alone["prompt"] = arrays["prompt"]
+        events = max(2, int((arrays["modality"][row] >= 0).sum()))  # one alone runs as two
+        for name in HISTORY:
+            alone[name] = alone[name][:, :events]
+        assert np.array_equal(answer(alone)[0], together[row])
 
 
 def test_the_largest_products_do_not_overflow() -> None:
@@ -206,10 +255,10 @@ def test_quantising_again_gives_the_same_digest(
     prompt = np.ones((2, read_manifest(source).dims.hidden), dtype=np.float32)
     add_prompt(source, "tea", prompt, {})
 
-    found = quantize_bundle(source, tmp_path / "int8", **FEW)
+    found = quantize_bundle(source, tmp_path / "int8", users=FEW)
 
     assert found.manifest.digest == read_manifest(int8_folder).digest
-    assert found.manifest.quantisation["vectors"] == 8 * 12  # the prompt is compared as well
+    assert found.manifest.quantisation["vectors"] == 8 * FEW  # the prompt is compared as well
     assert np.array_equal(Bundle.open(tmp_path / "int8").prompts["tea"], prompt)
     assert any("99 % at least" in line for line in found.sentences())
 
@@ -217,7 +266,7 @@ def test_quantising_again_gives_the_same_digest(
 def test_vectors_too_far_are_refused(shop_bundle: Path, tmp_path: Path) -> None:
     """A gate that is not reached leaves no bundle and says what was measured."""
     with pytest.raises(BundleError, match=r"1 % of 84 cosines .* below 0\.99.* at least 1\.0"):
-        quantize_bundle(shop_bundle, tmp_path / "int8", gate=1.0, **FEW)
+        quantize_bundle(shop_bundle, tmp_path / "int8", gate=1.0, users=FEW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -266,11 +315,12 @@ def test_external_data_stays_external(shop_bundle: Path, int8_folder: Path, tmp_
     """
     source = shutil.copytree(shop_bundle, tmp_path / "bundle")
     model = onnx.load(source / "suffix.onnx")
-    outside = {"save_as_external_data": True, "location": "suffix.onnx.data"}
-    onnx.save_model(model, source / "suffix.onnx", **outside)
+    onnx.save_model(
+        model, source / "suffix.onnx", save_as_external_data=True, location="suffix.onnx.data"
+    )
     seal(source, read_manifest(source))
 
-    found = quantize_bundle(source, tmp_path / "int8", **FEW)
+    found = quantize_bundle(source, tmp_path / "int8", users=FEW)
 
     assert "suffix.onnx.data" in found.manifest.files
     assert "prefix.onnx.data" not in found.manifest.files

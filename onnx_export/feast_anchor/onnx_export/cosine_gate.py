@@ -93,8 +93,8 @@ def measure(ours: Bundle, theirs: Bundle, users: int, seed: int = 0) -> Closenes
             start = time.perf_counter()
             answers[index].append(side.answer(reading))
             seconds[index] += time.perf_counter() - start
-    vectors = (np.concatenate(own) for own in answers)
-    return Closeness.of(*vectors, speed=seconds[1] / seconds[0])
+    mine, others = (np.concatenate(own) for own in answers)
+    return Closeness.of(mine, others, speed=seconds[1] / seconds[0])
 
 
 class _Graphs:
