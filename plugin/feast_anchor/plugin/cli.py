@@ -346,8 +346,8 @@ def quantize(
     bundle is written.
 
     The result is another model: its vectors are of new embedding spaces, so declare a view of a
-    new name with it and run `feast apply`. Tuned prompts are copied. Small decoders gain nothing
-    (the default, hidden = 64); the printed speed tells. Needs the `train` extra.
+    new name with it and run `feast apply`. Tuned prompts are copied. The smallest decoders gain
+    nothing (`size = "nano"`, the default); the printed speed tells. Needs the `train` extra.
 
         feast-anchor quantize models/shopper --out models/shopper_int8
     """
