@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError
 from feast_anchor.onnx_export.manifest import ModalitySpec
+from feast_anchor.onnx_export.quantize import quantize_bundle
 from feast_anchor.transforms.scoring import Question, Scorer, UserVectors
 from shop import QUESTIONS, SPECS, Users, histories_of
 from tiny import TINY_MODALITIES
@@ -31,10 +32,16 @@ EVENTS = st.lists(
 USERS = st.dictionaries(st.sampled_from("abcdef"), EVENTS, min_size=1, max_size=5)
 
 
-@pytest.fixture(scope="module")
-def bundle(shop_bundle: Path) -> Bundle:
-    """The shop's bundle, verified."""
-    return Bundle.open(shop_bundle)
+@pytest.fixture(scope="module", params=["float32", "int8 per token"])
+def bundle(
+    request: pytest.FixtureRequest, shop_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The shop's bundle, verified, as exported and quantised."""
+    if request.param == "float32":
+        return Bundle.open(shop_bundle)
+    out = tmp_path_factory.mktemp("int8") / "shop"
+    quantize_bundle(shop_bundle, out, users=4)
+    return Bundle.open(out)
 
 
 @pytest.fixture(scope="module")

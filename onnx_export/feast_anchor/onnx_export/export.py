@@ -1,15 +1,12 @@
 """From a trained model to a bundle folder, with proof that the graphs compute the same thing.
 
-The rule: a bundle appears under its name only when it is complete and its graphs agree with the
-model to `TOLERANCE`. Everything is written to a temporary sibling first and renamed at the end.
+The rule: a bundle appears under its name only when it is complete (`folders`) and its graphs agree
+with the model to `TOLERANCE`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +23,7 @@ from torch.export import Dim
 
 from .bundle import Bundle, empty_past, seal
 from .errors import BundleError
+from .folders import replacing
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
 from .manifest import (
     GRAPHS,
@@ -93,7 +91,7 @@ def export_bundle(
             something that is not a bundle.
     """
     model.eval()
-    with _replacing(Path(out)) as folder:
+    with replacing(Path(out)) as folder:
         _write_graphs(model, folder)
         tokenizer.save(str(folder / TOKENIZER_FILE))
         (text_tokenizer or tokenizer).save(str(folder / TEXT_TOKENIZER_FILE))
@@ -415,22 +413,3 @@ def sequence(config: ModelConfig) -> tuple[str, ...]:
     parts += ["events"]
     parts += ["query"] if config.query_tokens else []
     return (*parts, "prompt", "user_emb")
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its place if the block succeeds."""
-    if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
-        raise BundleError(f"{out} is not empty and not a bundle; give a folder of its own")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield work
-        work.chmod(0o755)  # mkdtemp makes it private; a bundle is read by other users
-        old = work.with_name(work.name + "-old")
-        if out.exists():
-            os.replace(out, old)
-        os.replace(work, out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
