@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from feast_anchor.onnx_export.bundle import Bundle, seal
+from feast_anchor.onnx_export.bundle import Bundle, empty_past, seal
 from feast_anchor.onnx_export.bundle_prompts import add_prompt
 from feast_anchor.onnx_export.cosine_gate import Closeness
 from feast_anchor.onnx_export.errors import BundleError
