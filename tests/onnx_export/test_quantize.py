@@ -208,11 +208,11 @@ def test_other_matrices_than_the_decoders_stay_as_they_are(weight: Array) -> Non
 
 
 def test_every_matrix_of_the_decoders_layers_is_int8(int8_folder: Path) -> None:
-    """Five a layer, but that the prefix needs keys and values alone of the last; a graph has no
+    """Six a layer, but that the prefix needs keys and values alone of the last; a graph has no
     scale that depends on more than one token.
     """
     layers = read_manifest(int8_folder).dims.layers
-    for graph, expected in (("prefix", 5 * layers - 4), ("suffix", 5 * layers)):
+    for graph, expected in (("prefix", 6 * layers - 5), ("suffix", 6 * layers)):
         model = onnx.load(int8_folder / f"{graph}.onnx")
         onnx.checker.check_model(model, full_check=True)
         operators = [node.op_type for node in model.graph.node]
@@ -231,7 +231,7 @@ def test_the_manifest_records_how_near_and_from_where(shop_bundle: Path, int8_fo
     assert found.manifest.digest != source.manifest.digest
     assert found.fingerprint(None) != source.fingerprint(None)
     assert record["source"] == source.manifest.digest
-    assert record["matrices"] == {"prefix": 6, "suffix": 10}
+    assert record["matrices"] == {"prefix": 7, "suffix": 12}
     cosine = record["cosine"]
     assert 0.999 == record["gate"] <= cosine["hundredth"] <= cosine["mean"] <= 1.0
     assert cosine["minimum"] <= cosine["hundredth"]
