@@ -36,9 +36,13 @@ class Cascade:
         """With the bundle's own session settings."""
         return cls(bundle.session("prefix"), bundle.session("suffix"), bundle.manifest.state)
 
+    def prefix_feed(self, history: Arrays) -> dict[str, Any]:
+        """What the prefix graph is given: vectors[1,T,E], features[1,T,F], modality, days[1,T]."""
+        return dict(history)
+
     def run_prefix(self, history: Arrays) -> Arrays:
-        """The user state of a history: vectors[1,T,E], features[1,T,F], modality and days[1,T]."""
-        found = self.prefix.run(list(self.state), dict(history))
+        """The user state of a history."""
+        found = self.prefix.run(list(self.state), self.prefix_feed(history))
         return dict(zip(self.state, found, strict=True))
 
     def run_suffix(self, state: Arrays, asked: Arrays) -> Floats:

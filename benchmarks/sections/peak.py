@@ -83,7 +83,7 @@ def _graphs(subject: Subject, blocks: tuple[int, ...]) -> Mapping[str, _Graph]:
             lambda: cascade.run_prefix(history),
             flops.prefix(size.events),
             folder / "prefix.onnx",
-            history,
+            cascade.prefix_feed(history),
             _PREFIX_GOAL if with_goal else None,
         )
     }

@@ -63,12 +63,13 @@ def test_operations_are_those_that_run(lab: Lab) -> None:
     subject = lab.subject("tiny")
     size, work = subject.size, workload(subject, 1, 3)
     flops = Flops(size.config, len(size.modalities))
-    state = Cascade.of(subject.bundle).run_prefix(work.histories[0])
+    cascade = Cascade.of(subject.bundle)
+    feed, state = cascade.prefix_feed(work.histories[0]), cascade.run_prefix(work.histories[0])
     pair = {name: x if name == "prompt" else x[:1] for name, x in work.pairs().items()}
     bundle, full = subject.bundle.folder, subject.full_folder
 
     expected = {
-        bundle / "prefix.onnx": (work.histories[0], flops.prefix(size.events)),
+        bundle / "prefix.onnx": (feed, flops.prefix(size.events)),
         bundle / "suffix.onnx": (
             {**work.asked, **state},
             flops.suffix(size.events, 3, size.tokens),
@@ -76,8 +77,8 @@ def test_operations_are_those_that_run(lab: Lab) -> None:
         full / "full.onnx": (pair, flops.full(size.events, size.tokens, trim=False)),
         full / "trimmed.onnx": (pair, flops.full(size.events, size.tokens, trim=True)),
     }
-    for graph, (feed, count) in expected.items():
-        assert round(operators(graph, feed, runs=1).gflops * 1e9) == count, graph.name
+    for graph, (given, count) in expected.items():
+        assert round(operators(graph, given, runs=1).gflops * 1e9) == count, graph.name
 
 
 def test_ratios_are_taken_within_rounds() -> None:
