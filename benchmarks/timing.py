@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 Candidates = Mapping[str, Callable[[], object]]
+Check = Callable[[Mapping[str, Any]], None]
 
 _SHORTEST = 0.02  # seconds; what is quicker runs several times a turn
 
@@ -25,7 +26,7 @@ class Budget:
 
     rounds: int = 15
     seconds: float = 12.0
-    least: int = 3
+    least: int = 2
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,27 @@ class Timings:
         return {name: self.median(name) for name in self.seconds}
 
 
-def alternate(candidates: Candidates, budget: Budget, *, warm_up: bool = True) -> Timings:
+def alternate(candidates: Candidates, budget: Budget, check: Check | None = None) -> Timings:
     """Run all candidates in rounds, every other round backwards.
 
-    Each runs once before, unless `warm_up` is off: then a turn is one call, for what takes long.
+    Args:
+        candidates: what to time, by name. Each runs once before; what is quick then runs several
+            times a turn.
+        check: is given what those first runs returned, by name, and raises if it is not alike.
     """
-    turns = {
-        name: _turn(call) if warm_up else partial(_seconds, call, 1)
-        for name, call in candidates.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    firsts, turns = _warm_up(candidates)
+    if check is not None:
+        check(firsts)
+    return _rounds(turns, budget)
+
+
+def alternate_cold(candidates: Candidates, budget: Budget) -> Timings:
+    """The same for what takes long: no runs before, one call a turn."""
+    return _rounds({name: partial(_seconds, call, 1) for name, call in candidates.items()}, budget)
+
+
+def _rounds(turns: Mapping[str, Callable[[], float]], budget: Budget) -> Timings:
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     end = time.perf_counter() + budget.seconds
     for number in range(budget.rounds):
         if number >= budget.least and time.perf_counter() > end:
@@ -98,12 +110,20 @@ def alternate(candidates: Candidates, budget: Budget, *, warm_up: bool = True) -
     return Timings({name: tuple(found) for name, found in seconds.items()})
 
 
-def _turn(call: Callable[[], object]) -> Callable[[], float]:
-    """Warm up, and say how one turn is timed: seconds per call."""
-    call()
-    once = _seconds(call, 1)
-    times = max(1, round(_SHORTEST / max(once, 1e-9)))
-    return partial(_seconds, call, times)
+def _warm_up(
+    candidates: Candidates,
+) -> tuple[dict[str, object], dict[str, Callable[[], float]]]:
+    """What each returns on its first run, and how one turn of it is timed: seconds per call."""
+    firsts: dict[str, object] = {}
+    turns: dict[str, Callable[[], float]] = {}
+    for name, call in candidates.items():
+        start = time.perf_counter()
+        firsts[name] = call()
+        once = time.perf_counter() - start
+        if once < _SHORTEST:  # the first run is often slower than all others
+            once = _seconds(call, 1)
+        turns[name] = partial(_seconds, call, max(1, round(_SHORTEST / max(once, 1e-9))))
+    return firsts, turns
 
 
 def _seconds(call: Callable[[], object], times: int) -> float:

@@ -20,7 +20,7 @@ from ..events import AS_OF, run_pipeline, shard_tables, shards_of, write_events
 from ..findings import Figure, Found, Goal
 from ..lab import Lab
 from ..models import Subject
-from ..timing import Budget, Timings, alternate
+from ..timing import Budget, Timings, alternate_cold
 
 _GOAL = Goal(1.10, at_least=False)
 _GOAL_FROM = 2_000  # users
@@ -53,7 +53,7 @@ def _compare(subject: Subject, queries: list[str], folder: Path, users: int) -> 
         "pipeline": partial(run_pipeline, subject.bundle, queries, tables, folder / "run", users),
         "bare loop": partial(_bare_loop, subject, scorer, shards),
     }
-    return alternate(calls, Budget(3, _SECONDS, least=1), warm_up=False)
+    return alternate_cold(calls, Budget(3, _SECONDS, least=1))
 
 
 def _bare_loop(subject: Subject, scorer: Scorer, shards: list[pa.Table]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from benchmarks.lab import Lab, Plan
 from benchmarks.operators import operators
 from benchmarks.report import shown
 from benchmarks.sections import SECTIONS
-from benchmarks.timing import Budget, Timings, alternate
+from benchmarks.timing import Budget, Timings, alternate, alternate_cold
 from benchmarks.workload import workload
 
 PLAN = Plan(
@@ -96,10 +97,20 @@ def test_candidates_take_turns() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
 
-    timings = alternate(calls, Budget(rounds=9, seconds=0.0, least=2), warm_up=False)
+    timings = alternate_cold(calls, Budget(rounds=9, seconds=0.0, least=2))
 
     assert order == ["a", "b", "b", "a"]
     assert {len(seconds) for seconds in timings.seconds.values()} == {2}
+
+
+def test_what_is_not_alike_is_not_timed() -> None:
+    """What the first runs return is checked before any round."""
+
+    def refuse(found: Mapping[str, Any]) -> None:
+        raise ValueError(f"{found['a']} is not {found['b']}")
+
+    with pytest.raises(ValueError, match="1 is not 2"):
+        alternate({"a": lambda: 1, "b": lambda: 2}, Budget(), refuse)
 
 
 def test_goals_are_bounds_from_either_side() -> None:
