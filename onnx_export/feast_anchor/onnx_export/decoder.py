@@ -114,24 +114,30 @@ class Decoder(nn.Module):
         # not persistent: the configuration decides it, a checkpoint has nothing to say
         self.register_buffer("frequencies", _frequencies(config), persistent=False)
 
-    def prefix(self, x: Tensor) -> tuple[Tensor, ...]:
+    def prefix(self, x: Tensor, past: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The state of decoder inputs x[B,P,D]: (k_0, v_0, k_1, ...), each [B,K,P,d]; k rotated.
 
         Padding stands on the right, so causality alone keeps it out of every real token; readers
-        of the state skip it by `plen`.
+        of the state skip it by `plen`. `past` is the state of tokens before x, without padding:
+        what is returned is then the state of both, as if they had been read at once.
         """
-        at = torch.arange(x.shape[1], device=x.device)
+        start = past[0].shape[2] if past else 0
+        at = start + torch.arange(x.shape[1], device=x.device)
         cos, sin = self._angles(at)  # [P,d/2]
-        causal = at.unsqueeze(0) <= at.unsqueeze(1)  # [P,P]
+        every = torch.arange(start + x.shape[1], device=x.device)  # N = past and P tokens
+        causal = every.unsqueeze(0) <= at.unsqueeze(1)  # [P,N]
         state: list[Tensor] = []
         for index, layer in enumerate(_layers(self.layers)):
             key, value = layer.keys_values(x, cos, sin)
+            if past:
+                key = torch.cat((past[2 * index], key), dim=2)  # [B,K,N,d]
+                value = torch.cat((past[2 * index + 1], value), dim=2)
             state += [key, value]
             if index + 1 < self.config.layers:  # nobody reads the last layer's own output
                 query = layer.queries(x, cos, sin)  # [B,K,G,P,d]
                 folded = query.flatten(2, 3)  # [B,K,G*P,d]
-                scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,P]
-                scores = scores.unflatten(2, query.shape[2:4])  # [B,K,G,P,P]
+                scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,N]
+                scores = scores.unflatten(2, query.shape[2:4])  # [B,K,G,P,N]
                 weights = torch.where(causal, scores, _NEVER).softmax(-1).flatten(2, 3)
                 x = layer.finish(x, (weights @ value).unflatten(2, query.shape[2:4]))
         return tuple(state)
