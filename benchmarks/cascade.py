@@ -1,68 +1,73 @@
 """The bundle's own graphs as the scorer runs them: one prefix a user, every question behind it.
 
-The one place of the benchmarks that knows what the graphs are called with.
+The one place of the benchmarks that knows what the graphs are called with. Packs are those that the
+scorer's policy for the CPU makes, and a lone question is asked twice, as the scorer does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.bundle import Bundle, empty_past
 from feast_anchor.onnx_export.inputs import Floats
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from feast_anchor.transforms.graphs import Graphs, State
+from feast_anchor.transforms.packing import pack
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-_BLOCKS_PER_RUN = 64  # as in the scorer
-_LEAST = 2  # blocks of one run, as in the scorer: it asks a lone question twice
+_LEAST = 2  # blocks of one history in one run
 
 
-@dataclass(frozen=True)
 class Cascade:
-    """Sessions of the prefix and suffix graphs."""
+    """Prefix and suffix of a bundle on the CPU."""
 
-    prefix: ort.InferenceSession
-    suffix: ort.InferenceSession
-    state: tuple[str, ...]  # names of the tensors that pass between them
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> Cascade:
-        """With the bundle's own session settings."""
-        return cls(bundle.session("prefix"), bundle.session("suffix"), bundle.manifest.state)
+    def __init__(self, bundle: Bundle) -> None:
+        self._graphs = Graphs(bundle, "cpu")
 
     def prefix_feed(self, history: Arrays) -> dict[str, Any]:
-        """What the prefix graph is given: vectors[1,T,E], features[1,T,F], modality, days[1,T]."""
-        return dict(history)
+        """All inputs of the prefix graph, where nothing stands before the history."""
+        return {**history, **empty_past(self._graphs.prefix, len(history["modality"]))}
 
-    def run_prefix(self, history: Arrays) -> Arrays:
-        """The user state of a history."""
-        found = self.prefix.run(list(self.state), self.prefix_feed(history))
-        return dict(zip(self.state, found, strict=True))
+    def run_prefix(self, history: Arrays, past: State | None = None) -> State:
+        """The state of vectors[B,T,E], features[B,T,F], modality and days[B,T], behind `past`."""
+        return self._graphs.read(history, past)
 
-    def run_suffix(self, state: Arrays, asked: Arrays) -> Floats:
-        """Vectors [1,Q,embedding] of Q blocks; `asked` holds the suffix's inputs [1,Q,...]."""
-        (vectors,) = self.suffix.run(["embedding"], {**asked, **state})
-        found: Floats = vectors
-        return found
+    def run_suffix(self, state: State, asked: Arrays) -> Floats:
+        """Vectors [B,Q,embedding] of blocks; `asked` holds inputs [B,Q,...] and the prompts."""
+        return self._graphs.ask(asked, state)
 
-    def answer(self, history: Arrays, asked: Arrays) -> Floats:
-        """Prefix and all blocks, in the runs that the scorer would make: [Q,embedding]."""
-        state = self.run_prefix(history)
-        blocks = asked["ids"].shape[1]
-        found = []
-        for start in range(0, blocks, _BLOCKS_PER_RUN):
-            rows = np.arange(start, min(blocks, start + _BLOCKS_PER_RUN))
-            some = take(asked, np.resize(rows, max(_LEAST, len(rows))))
-            found.append(self.run_suffix(state, some)[0, : len(rows)])
+    def answer(self, histories: Sequence[Arrays], asked: Arrays) -> Floats:
+        """Every block behind every history of one length: [U*Q,embedding], user by user."""
+        policy, blocks = self._graphs.policy, asked["ids"].shape[1]
+        lengths = [history["modality"].shape[1] for history in histories]
+        found = [np.empty(0)] * len(histories)
+        for members in pack(lengths, [1] * len(histories), blocks, policy):
+            feed = {
+                name: np.concatenate([histories[number][name] for number in members])
+                for name in histories[0]
+            }
+            vectors = self._ask(self.run_prefix(feed), asked, len(members))
+            for number, own in zip(members, vectors, strict=True):
+                found[number] = own
         return np.concatenate(found)
 
+    def _ask(self, state: State, asked: Arrays, histories: int) -> Floats:
+        """So many blocks a run as the policy allows: [histories,Q,embedding]."""
+        most, blocks = self._graphs.policy.blocks, asked["ids"].shape[1]
+        found = []
+        for start in range(0, blocks, most):
+            rows = np.arange(start, min(blocks, start + most))
+            some = take(asked, np.resize(rows, max(_LEAST, len(rows))), histories)
+            found.append(self.run_suffix(state, some)[:, : len(rows)])
+        return np.concatenate(found, axis=1)
 
-def take(asked: Arrays, rows: np.ndarray[Any, Any]) -> Arrays:
-    """Some of the blocks, prompts aside."""
-    return {name: x if name == "prompt" else x[:, rows] for name, x in asked.items()}
+
+def take(asked: Arrays, rows: np.ndarray[Any, Any], histories: int = 1) -> Arrays:
+    """Some of the blocks for each of some histories, prompts aside: [histories,rows,...]."""
+    return {
+        name: x if name == "prompt" else np.repeat(x[:, rows], histories, axis=0)
+        for name, x in asked.items()
+    }

@@ -68,9 +68,9 @@ class CascadeUsers(beam.DoFn):
     def process(self, element: int) -> Iterator[Any]:
         """Yield vectors [Q,embedding]."""
         if self._cascade is None:
-            self._cascade = Cascade.of(self._bundle)
+            self._cascade = Cascade(self._bundle)
         history = self._work.histories[element % len(self._work.histories)]
-        yield self._cascade.answer(history, self._work.asked)
+        yield self._cascade.answer([history], self._work.asked)
 
 
 def run_inference(handler: FullForwards, work: Workload, users: int) -> None:

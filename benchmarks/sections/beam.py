@@ -47,7 +47,7 @@ def _handler(subject: Subject, work: Workload, budget: Budget) -> FullForwards:
     """The handler with the number of pairs a run that is fastest. Raises if its vectors differ."""
     history = work.histories[0]
     pairs = Workload((history,), work.asked).pairs()
-    expected = Cascade.of(subject.bundle).answer(history, work.asked)
+    expected = Cascade(subject.bundle).answer([history], work.asked)
     handlers = {str(size): FullForwards(subject, size) for size in _PAIRS_PER_RUN}
 
     def run(handler: FullForwards, session: object, given: Arrays) -> Floats:

@@ -73,7 +73,7 @@ def _of(lab: Lab, subject: Subject, blocks: tuple[int, ...]) -> tuple[list[Figur
 
 
 def _graphs(subject: Subject, blocks: tuple[int, ...]) -> Mapping[str, _Graph]:
-    size, cascade = subject.size, Cascade.of(subject.bundle)
+    size, cascade = subject.size, Cascade(subject.bundle)
     flops, folder = Flops(size.config, len(size.modalities)), subject.bundle.folder
     with_goal = size.name == "small"
     history = workload(subject, 1, 1).histories[0]

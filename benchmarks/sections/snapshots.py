@@ -53,13 +53,13 @@ def _compare(subject: Subject, moments: int, questions: int, budget: Budget) -> 
     seen = np.linspace(size.events, size.events * 3 // 4, moments).astype(np.int64)  # [S]
     history = random_history(subject, size.events, generator)
     asked = random_blocks(subject, np.repeat(seen, questions), generator)
-    cascade = Cascade.of(subject.bundle)
+    cascade = Cascade(subject.bundle)
 
     def separate() -> Floats:
         rows = np.arange(questions)
         return np.concatenate(
             [
-                cascade.answer(_first(history, events), take(asked, rows + at * questions))
+                cascade.answer([_first(history, events)], take(asked, rows + at * questions))
                 for at, events in enumerate(seen.tolist())
             ]
         )
@@ -68,7 +68,7 @@ def _compare(subject: Subject, moments: int, questions: int, budget: Budget) -> 
         gap = np.abs(vectors["separate"] - vectors["shared"]).max()
         assert gap <= _TOLERANCE, f"snapshots differ by {gap} from separate runs; nothing is timed"
 
-    calls = {"shared": lambda: cascade.answer(history, asked), "separate": separate}
+    calls = {"shared": lambda: cascade.answer([history], asked), "separate": separate}
     flops, tokens = Flops(size.config, len(size.modalities)), size.tokens
     apart = sum(flops.cascade(events, questions, tokens) for events in seen.tolist())
     together = flops.cascade(size.events, moments * questions, tokens)

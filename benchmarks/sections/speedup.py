@@ -4,8 +4,8 @@ The baseline of the goals is the same runtime with the same weights: one graph o
 a pair of history and question per run or four per run, whichever is faster. What exporting a causal
 model gives computes every row of the last layer; a graph that leaves out those that nobody reads is
 measured too. The peers run in the same rounds. Where there are few questions, a few users make one
-piece of work, so that whoever batches has something to batch; the cascade takes one user after
-another, as the scorer does.
+piece of work, so that whoever batches has something to batch; the cascade packs them as the scorer
+does.
 
 The ideal is the ratio of the operations that each way has to do; where no goal was set for a size
 and a kind of forward, it is 95 % of that.
@@ -143,11 +143,9 @@ def compare(subject: Subject, questions: int, budget: Budget) -> Compared:
 
 def candidates(subject: Subject, work: Workload) -> Calls:
     """Everything that answers a workload, by name: vectors [U*Q,embedding] each."""
-    cascade, pairs = Cascade.of(subject.bundle), work.pairs()
+    cascade, pairs = Cascade(subject.bundle), work.pairs()
     most_pairs, most = _MOST.get(subject.size.name, (work.questions, work.questions))
-    calls: Calls = {
-        CASCADE: lambda: np.concatenate([cascade.answer(h, work.asked) for h in work.histories])
-    }
+    calls: Calls = {CASCADE: partial(cascade.answer, work.histories, work.asked)}
     for kind, names in FULL.items():
         session = subject.full_session(kind)
         calls[names[0]] = partial(_in_runs, session, pairs, 1)

@@ -64,7 +64,7 @@ def test_operations_are_those_that_run(lab: Lab) -> None:
     subject = lab.subject("tiny")
     size, work = subject.size, workload(subject, 1, 3)
     flops = Flops(size.config, len(size.modalities))
-    cascade = Cascade.of(subject.bundle)
+    cascade = Cascade(subject.bundle)
     feed, state = cascade.prefix_feed(work.histories[0]), cascade.run_prefix(work.histories[0])
     pair = {name: x if name == "prompt" else x[:1] for name, x in work.pairs().items()}
     bundle, full = subject.bundle.folder, subject.full_folder
