@@ -3,9 +3,9 @@
 The baseline of the goals is the same runtime with the same weights: one graph of the full forward,
 a pair of history and question per run or four per run, whichever is faster. What exporting a causal
 model gives computes every row of the last layer; a graph that leaves out those that nobody reads is
-measured too. The peers run in the same rounds. Where there are few questions, a few users make one
-piece of work, so that whoever batches has something to batch; the cascade packs them as the scorer
-does.
+measured too. The peers run in the same rounds. Where there are few questions, several users make
+one piece of work, so that whoever batches has something to batch; the cascade packs them as the
+scorer does.
 
 The ideal is the ratio of the operations that each way has to do; where no goal was set for a size
 and a kind of forward, it is 95 % of that.
@@ -40,7 +40,8 @@ FULL = {
 }
 PEERS = ("torch eager, one pair a run", "torch SDPA, batched", "transformers past_key_values")
 
-_LEAST_PAIRS = 4  # of one piece of work
+_PAIRS = {"medium": 4}  # of one piece of work, at least; elsewhere as many as fill the packs
+_PAIRS_ELSEWHERE = 64
 _PAIRS_PER_RUN = 4  # as fast as it gets: 16 are slower
 # Questions up to which pairs are run in other ways too, and transformers; beyond it takes minutes.
 _MOST = {"medium": (4, 16)}
@@ -121,7 +122,8 @@ def measure(lab: Lab) -> Found:
 
 def compare(subject: Subject, questions: int, budget: Budget) -> Compared:
     """One number of questions."""
-    users = -(-_LEAST_PAIRS // questions)
+    pairs = _PAIRS.get(subject.size.name, _PAIRS_ELSEWHERE)
+    users = -(-pairs // questions)
     work = workload(subject, users, questions)
     timings, difference = time_alike(candidates(subject, work), budget)
     size = subject.size
