@@ -4,8 +4,8 @@ The decoder is its Llama (Qwen2 where queries, keys and values have biases) with
 model copied in; tokens, evidence and readout are ours, so that it gives the same vectors. Settings:
 float32, one thread, `inference_mode`, SDPA attention, the prefixes of some users in one batch, the
 cache repeated for every question, all questions of these users in one batch, no mask because
-nothing is padded. As many users at once as ask 16 questions: 64 were slower. Its eager attention was 7 % slower. The cache is repeated in memory per question: that is
-what the library offers.
+nothing is padded. As many users at once as ask 16 questions: 64 were slower. Its eager attention
+was 7 % slower. The cache is repeated in memory per question: that is what the library offers.
 """
 
 from __future__ import annotations
