@@ -41,10 +41,10 @@ class Cascade:
 
     def answer(self, histories: Sequence[Arrays], asked: Arrays) -> Floats:
         """Every block behind every history of one length: [U*Q,embedding], user by user."""
-        policy, blocks = self._graphs.policy, asked["ids"].shape[1]
+        policy = self._graphs.policy
         lengths = [history["modality"].shape[1] for history in histories]
         found = [np.empty(0)] * len(histories)
-        for members in pack(lengths, [1] * len(histories), blocks, policy):
+        for members in pack(lengths, [1] * len(histories), asked["ids"][0].size, policy):
             feed = {
                 name: np.concatenate([histories[number][name] for number in members])
                 for name in histories[0]
@@ -55,8 +55,9 @@ class Cascade:
         return np.concatenate(found)
 
     def _ask(self, state: State, asked: Arrays, histories: int) -> Floats:
-        """So many blocks a run as the policy allows: [histories,Q,embedding]."""
-        most, blocks = self._graphs.policy.blocks, asked["ids"].shape[1]
+        """So many tokens a run as the policy allows: [histories,Q,embedding]."""
+        blocks, tokens = asked["ids"].shape[1:]
+        most = max(1, self._graphs.policy.tokens // (histories * tokens))
         found = []
         for start in range(0, blocks, most):
             rows = np.arange(start, min(blocks, start + most))

@@ -10,13 +10,13 @@ from feast_anchor.transforms.packing import CPU, CUDA, Policy, pack
 PIECES = st.lists(st.tuples(st.integers(1, 700), st.integers(1, 5)), max_size=60)
 
 
-@given(pieces=PIECES, questions=st.integers(1, 80), policy=st.sampled_from((CPU, CUDA)))
+@given(pieces=PIECES, tokens=st.integers(1, 600), policy=st.sampled_from((CPU, CUDA)))
 def test_packs_hold_every_piece_once_within_bounds(
-    pieces: list[tuple[int, int]], questions: int, policy: Policy
+    pieces: list[tuple[int, int]], tokens: int, policy: Policy
 ) -> None:
-    """Padded events, blocks and histories stay within the policy, but for a piece by itself."""
+    """Padded events, tokens and histories stay within the policy, but for a piece by itself."""
     lengths, moments = [length for length, _ in pieces], [moment for _, moment in pieces]
-    packs = pack(lengths, moments, questions, policy)
+    packs = pack(lengths, moments, tokens, policy)
     assert sorted(number for numbers in packs for number in numbers) == list(range(len(pieces)))
     for numbers in packs:
         longest = max(lengths[number] for number in numbers)
@@ -24,7 +24,7 @@ def test_packs_hold_every_piece_once_within_bounds(
         assert min(lengths[number] for number in numbers) >= 0.8 * longest
         if len(numbers) > 1:
             assert len(numbers) * longest <= policy.events
-            assert len(numbers) * moments[numbers[0]] * questions <= policy.blocks
+            assert len(numbers) * moments[numbers[0]] * tokens <= policy.tokens
             assert len(numbers) <= policy.histories
 
 

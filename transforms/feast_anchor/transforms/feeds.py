@@ -25,7 +25,7 @@ from feast_anchor.onnx_export.inputs import (
 )
 from feast_anchor.onnx_export.manifest import SpecialIds
 
-_WIDTH_STEP = 8  # a suffix is padded to a multiple of this
+_WIDTHS = (1, 2, 4, 8)  # tokens a suffix is padded to; longer ones to a multiple of the last
 _LEAST = 2  # events or blocks in one run: a lone row is multiplied by another routine
 
 Array = np.ndarray[Any, Any]
@@ -143,7 +143,7 @@ def suffix_feed(group: Group, moments: Sequence[Sequence[Moment]]) -> dict[str, 
 def group_questions(
     bundle: Bundle, questions: Sequence[Question], event: Any, most: int
 ) -> tuple[list[Group], Floats]:
-    """Questions by the width of their suffixes, at most `most` in a group, and the prompt table.
+    """Questions by the width of their suffixes, up to `most` tokens a group, and the prompt table.
 
     `event` is a session of the event graph. Raises `BundleError` for a query that is too long or
     a prompt that the bundle does not have.
@@ -152,14 +152,20 @@ def group_questions(
     queries = [bundle.query_ids(question.query) for question in questions]
     vectors = bundle.query_vectors([question.query for question in questions], event)
     lengths = [len(query) + len(prompt) + 1 for query, prompt in zip(queries, prompts, strict=True)]
-    widths = np.array([-(-length // _WIDTH_STEP) * _WIDTH_STEP for length in lengths])
+    widths = np.array([_width(length) for length in lengths])
     special = bundle.manifest.special_ids
     groups = []
     for width in np.unique(widths).tolist():
-        columns = np.flatnonzero(widths == width)
-        for some in np.split(columns, range(most, len(columns), most)):
+        columns, each = np.flatnonzero(widths == width), max(1, most // width)
+        for some in np.split(columns, range(each, len(columns), each)):
             groups.append(_group(some, queries, prompts, vectors, special, width))
     return groups, table
+
+
+def _width(length: int) -> int:
+    """Of a suffix of so many tokens; of nothing else, or its bits would depend on its company."""
+    step = _WIDTHS[-1]
+    return next((width for width in _WIDTHS if width >= length), -(-length // step) * step)
 
 
 def _group(

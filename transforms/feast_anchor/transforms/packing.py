@@ -21,23 +21,23 @@ class Policy:
     """How much one run may hold, padding included; it bounds memory as well."""
 
     events: int  # in one run of the prefix
-    blocks: int  # as-of times x questions in one run of the suffix
+    tokens: int  # of questions, at every as-of time, in one run of the suffix
     histories: int
 
 
-CPU = Policy(events=512, blocks=64, histories=16)
-CUDA = Policy(events=32_768, blocks=4_096, histories=1_024)
+CPU = Policy(events=512, tokens=512, histories=16)
+CUDA = Policy(events=32_768, tokens=32_768, histories=1_024)
 
 
 def pack(
-    lengths: Sequence[int], moments: Sequence[int], questions: int, policy: Policy
+    lengths: Sequence[int], moments: Sequence[int], tokens: int, policy: Policy
 ) -> list[list[int]]:
     """Split pieces of work into packs that run together.
 
     Args:
         lengths: events that each piece's prefix reads, at least 1.
         moments: as-of times that ask about it; pieces of one pack have equally many.
-        questions: asked at every as-of time.
+        tokens: of all questions, as they are padded, at one as-of time.
         policy: how much a pack may hold. A piece that is larger has a pack to itself.
 
     Returns:
@@ -47,7 +47,7 @@ def pack(
     order = sorted(range(len(lengths)), key=lambda n: (moments[n], lengths[n]), reverse=True)
     for number in order:
         last = packs[-1] if packs else None
-        if last is not None and _fits(number, last, lengths, moments, questions, policy):
+        if last is not None and _fits(number, last, lengths, moments, tokens, policy):
             last.append(number)
         else:
             packs.append([number])
@@ -59,7 +59,7 @@ def _fits(
     pack: Sequence[int],
     lengths: Sequence[int],
     moments: Sequence[int],
-    questions: int,
+    tokens: int,
     policy: Policy,
 ) -> bool:
     longest, size = lengths[pack[0]], len(pack) + 1
@@ -68,5 +68,5 @@ def _fits(
         and lengths[number] >= _FULL * longest
         and size <= policy.histories
         and size * longest <= policy.events
-        and size * moments[number] * questions <= policy.blocks
+        and size * moments[number] * tokens <= policy.tokens
     )

@@ -81,7 +81,7 @@ class Scorer:
         self.event = bundle.session("event", self.graphs.device)
         self.is_table = np.array([spec.kind == "table" for spec in self.manifest.modalities])
         self.groups, self.prompts = group_questions(
-            bundle, questions, self.event, self.graphs.policy.blocks
+            bundle, questions, self.event, self.graphs.policy.tokens
         )
         self.questions = len(questions)
 
@@ -100,7 +100,7 @@ class Scorer:
                 packs = pack(
                     [piece.events for piece in pieces],
                     [len(piece.out) for piece in pieces],
-                    self.questions,
+                    sum(group.ids.size for group in self.groups),
                     self.graphs.policy,
                 )
                 work = [[pieces[number] for number in numbers] for numbers in packs]
@@ -112,7 +112,7 @@ class Scorer:
         shape = (len(moments), len(moments[0]), self.questions, self.manifest.dims.embedding)
         out: Floats = np.empty(shape, dtype=np.float32)
         for group in self.groups:
-            per_run = max(1, self.graphs.policy.blocks // (len(moments) * len(group.ids)))
+            per_run = max(1, self.graphs.policy.tokens // (len(moments) * group.ids.size))
             for start in range(0, shape[1], per_run):
                 some = slice(start, start + per_run)
                 out[:, some, group.columns] = self._ask(state, group, [m[some] for m in moments])
