@@ -47,6 +47,7 @@ class RequestScorer:
                 'changes its whole state; train one with [model] order = "events first"'
             )
         self.shapes = scorer.graphs.state_shapes
+        self._digest = self._manifest.digest  # hashing it takes as long as a small answer
 
     def begin(self, events: Events) -> UserState:
         """Read a history: the state of its window. Raises `SpecError` without any event."""
@@ -102,7 +103,9 @@ class RequestScorer:
 
     def unpack(self, packed: bytes) -> UserState:
         """Read a state that `UserState.pack` wrote. Raises `StateError` for any other bytes."""
-        return UserState.unpack(packed, self._manifest, self.shapes)
+        state = UserState.unpack(packed, self.shapes)
+        self._check(state)
+        return state
 
     def _read(self, events: Events, seen: tuple[int, ...], past: UserState | None) -> UserState:
         scorer = self._scorer
@@ -117,7 +120,7 @@ class RequestScorer:
         state = scorer.graphs.read(prefix_feed([reading]), past.tensors if past else None)
         rows = len(events.times) + (past.events if past else 0)
         return UserState(
-            bundle=self._manifest.digest,
+            bundle=self._digest,
             tensors=_without_padding(state, rows),
             clock=reading.clock,
             history_end=int(events.times[-1]),
@@ -129,10 +132,10 @@ class RequestScorer:
         return tuple(np.bincount(events.modality, minlength=kinds).tolist())
 
     def _check(self, state: UserState) -> None:
-        if state.bundle != self._manifest.digest:
+        if state.bundle != self._digest:
             raise StateError(
-                f"a user state of bundle {state.bundle[:12]}…, expected "
-                f"{self._manifest.digest[:12]}…: read the history anew with this bundle"
+                f"a user state of bundle {state.bundle[:12]}…, expected {self._digest[:12]}…: "
+                "another model cannot read it; read the history anew with this bundle"
             )
 
 

@@ -87,18 +87,17 @@ class UserState:
         return b"".join(parts)
 
     @classmethod
-    def unpack(cls, packed: bytes, manifest: Manifest, shapes: Mapping[str, Any]) -> UserState:
-        """Read a packed state of this bundle.
+    def unpack(cls, packed: bytes, shapes: Mapping[str, Any]) -> UserState:
+        """Read a packed state; whose it is stands in `bundle`.
 
         Args:
             packed: what `pack` wrote, in either encoding.
-            manifest: of the bundle that is to answer.
             shapes: of the state's tensors by name, with None for the number of events.
 
         Raises:
-            StateError: not a packed state, of another version or bundle, or cut short.
+            StateError: not a packed state, of another version, or not of its size.
         """
-        fields = _header(packed, manifest)
+        fields = _header(packed)
         encoding, modalities = _ENCODINGS[fields[2]], fields[3]
         rows = fields[10]
         at = _HEADER.size
@@ -131,7 +130,7 @@ class UserState:
         )
 
 
-def _header(packed: bytes, manifest: Manifest) -> tuple[Any, ...]:
+def _header(packed: bytes) -> tuple[Any, ...]:
     if len(packed) < _HEADER.size or packed[:4] != MAGIC:
         raise StateError(
             f"{len(packed)} bytes beginning with {packed[:4]!r} are no user state, expected "
@@ -142,11 +141,6 @@ def _header(packed: bytes, manifest: Manifest) -> tuple[Any, ...]:
         raise StateError(
             f"a user state of version {fields[1]} and encoding {fields[2]}, this feast-anchor "
             f"reads version {VERSION}; read the history anew"
-        )
-    if fields[4].hex() != manifest.digest or fields[3] != len(manifest.modalities):
-        raise StateError(
-            f"a user state of bundle {fields[4].hex()[:12]}…, expected {manifest.digest[:12]}…: "
-            "another model cannot read it; read the history anew with this one"
         )
     return fields
 
