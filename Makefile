@@ -15,7 +15,7 @@ OUT ?= build/demo
 TEXT_ENCODER := build/text_encoder
 DATA_OPTION = $(if $(DATA),--data '$(DATA)')
 
-.PHONY: help demo data text-encoder evaluate evaluate-full test lint format wheel-check clean
+.PHONY: help demo data text-encoder evaluate evaluate-full bench test lint format wheel-check clean
 
 help:
 	@echo 'feast-anchor: user embeddings as Feast feature views'
@@ -28,6 +28,9 @@ help:
 	@echo '  make evaluate [DATA=DIR]       is asking the question worth it? trains, compares with'
 	@echo '                         strong baselines; the result goes to build/evaluate'
 	@echo '  make evaluate-full [DATA=DIR]  the same for all seeds, user splits and ablations: hours'
+	@echo '  make bench             how fast it is, and against what else, beside the goals: 20 minutes;'
+	@echo '                         the result goes to build/bench'
+	@echo "  make bench ARGS='--quick --only speedup'   see ARGS=--help"
 	@echo '  make text-encoder      a small pretrained sentence encoder (84 MB) in build/text_encoder'
 	@echo
 	@echo 'Work on it:'
@@ -66,6 +69,9 @@ evaluate-full: $(STAMP) text-encoder
 	$(BIN)/feast-anchor demo --repo $(REPO) --tables-only $(DATA_OPTION)
 	$(BIN)/feast-anchor evaluate $(REPO)/evaluate.toml --out build/evaluate-full --full $(ARGS)
 
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
 test: $(STAMP) text-encoder
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -85,7 +91,7 @@ wheel-check: $(STAMP)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find plugin transforms onnx_export tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find plugin transforms onnx_export tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { echo 'feast-anchor needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }

@@ -22,6 +22,9 @@ from feast.types import Float64, String
 
 from feast_anchor.onnx_export.manifest import ModalitySpec
 from feast_anchor.plugin import Modality, Scenario, scenario_view
+from feast_anchor.transforms.events import ROW_SCHEMA
+from feast_anchor.transforms.histories import ShardHistories, build_histories
+from feast_anchor.transforms.scoring import Question
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 END = datetime(2024, 3, 1, tzinfo=UTC)
@@ -32,6 +35,17 @@ SPECS = (
     ModalitySpec(name="orders", text="{item} in {aisle}", amount=True, max_events=16),
     ModalitySpec(name="profiles", kind="table", text="age {age}", max_events=1),
 )
+TEXTS = ("green tea in drinks", "soap in home", "bread in food", "age old")
+"""Texts of events; the last is a profile's."""
+QUESTIONS = (
+    Question("Will this shopper buy tea next month?"),
+    Question("churn?"),
+    Question(None),
+    Question("Will this shopper buy green tea or oat milk or bread next month in food?"),
+    Question("Will this shopper stop?"),
+)
+Users = dict[str, list[tuple[int, int, float]]]
+"""Per user its events: microseconds, number of the text, amount."""
 QUERIES = {
     "tea": "Will this shopper buy tea next month?",
     "churn": "Will this shopper stop coming?",
@@ -269,3 +283,21 @@ def write_repo(repo: Path) -> None:
     """Write the repo's files as a team has them, for tests that run Feast's own command line."""
     for name, text in REPO_FILES.items():
         (repo / name).write_text(textwrap.dedent(text), "utf-8")
+
+
+def histories_of(
+    users: Users, as_of: list[int], specs: Sequence[ModalitySpec] = SPECS
+) -> ShardHistories:
+    """Histories of some users cut at each as-of."""
+    rows = [
+        {
+            "user": user,
+            "event_timestamp": time,
+            "modality": int(text == 3),
+            "text": TEXTS[text],
+            "amount": amount,
+        }
+        for user, events in users.items()
+        for time, text, amount in events
+    ]
+    return build_histories(pa.Table.from_pylist(rows, ROW_SCHEMA), as_of, specs)

@@ -18,7 +18,7 @@ TRAINING_SIDE = {
             *("lora", "vocabulary", "batches", "corpus", "losses", "objective", "negatives"),
             *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
             *("export", "evaluation", "prompts", "baselines", "trees", "sasrec", "past", "plots"),
-            *("sizes", "words", "weights", "states"),
+            *("sizes", "words", "weights", "states", "quantize", "int8_graph"),
         }
     ),
     "plugin": frozenset({"readings", "tuning"}),

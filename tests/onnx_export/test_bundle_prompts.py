@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from feast_anchor.onnx_export import bundle_prompts
-from feast_anchor.onnx_export.bundle import Bundle, seal
+from feast_anchor.onnx_export.bundle import Bundle, empty_past, seal
 from feast_anchor.onnx_export.bundle_prompts import add_prompt
 from feast_anchor.onnx_export.errors import BundleError, SpecError
 from feast_anchor.onnx_export.export import random_inputs
@@ -46,6 +46,7 @@ def vectors_of(folder: Path, table: np.ndarray[Any, Any]) -> bytes:
     arrays["prompt"] = table
     for graph, names in (("prefix", bundle.manifest.state), ("suffix", ("embedding",))):
         session = bundle.session(graph)
+        arrays |= empty_past(session, len(arrays["modality"]))
         feed = {value.name: arrays[value.name] for value in session.get_inputs()}
         arrays |= dict(zip(names, session.run(list(names), feed), strict=True))
     out: bytes = arrays["embedding"].tobytes()

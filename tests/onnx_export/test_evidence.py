@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feast_anchor.onnx_export.evidence import HALF_LIVES, THRESHOLDS, Evidence
-from feast_anchor.onnx_export.inputs import AGELESS, EVENT_FEATURES, days_since_first, days_to_as_of
+from feast_anchor.onnx_export.inputs import (
+    AGELESS,
+    EVENT_FEATURES,
+    Clock,
+    days_since_first,
+    days_to_as_of,
+)
 
 DAY = 86_400_000_000
 PER_READING = 2 * len(HALF_LIVES) + 5  # counts, amounts, four of the clock, share
@@ -82,11 +88,11 @@ def test_an_event_fades_by_its_age(times: list[int], later: int) -> None:
     """Kept before the as-of is known, counts still decay by each event's true age."""
     evidence = Evidence(2, 2, 1)
     moments, table = np.array(times, np.int64), np.zeros(len(times), dtype=bool)
-    as_of = times[-1] + later
+    as_of, clock = times[-1] + later, Clock.of(moments, table)
     vectors, features, member = events_of([[1.0, 0.0]] * len(times), [0] * len(times), 1)
-    days = torch.from_numpy(days_since_first(moments, table)).unsqueeze(0)
+    days = torch.from_numpy(days_since_first(moments, table, clock)).unsqueeze(0)
     kept = evidence.keep(vectors, features, member, days)
-    now = float(days_to_as_of(moments, table, as_of))
+    now = float(days_to_as_of(clock, as_of))
     found = read(evidence, [0.0, 0.0], kept, now=now)[-1]
     ages = (as_of - moments[:, None]) / DAY  # [T,1] days
     direct = np.log1p(np.exp2(-ages / np.array(HALF_LIVES)).sum(0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.bundle import Bundle, empty_past
 from feast_anchor.onnx_export.errors import BundleError
 from feast_anchor.onnx_export.export import (
     BundleInfo,
@@ -48,7 +48,8 @@ def run(bundle: Bundle) -> Any:
     prefix, suffix = bundle.session("prefix"), bundle.session("suffix")
 
     def call(arrays: Arrays) -> np.ndarray[Any, Any]:
-        state = prefix.run(None, {name: arrays[name] for name in HISTORY})
+        history = {name: arrays[name] for name in HISTORY}
+        state = prefix.run(None, history | empty_past(prefix, len(arrays["modality"])))
         feed = {name: arrays[name] for name in ASKED}
         feed |= dict(zip(bundle.manifest.state, state, strict=True))
         vectors: np.ndarray[Any, Any] = suffix.run(None, feed)[0]
@@ -73,7 +74,8 @@ def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
     }
     state = ["k_0", "v_0", "k_1", "v_1", "event_keys", "event_values"]
     assert names["event"] == (["ids"], ["vector"])
-    assert names["prefix"] == ([*HISTORY], state)
+    assert names["prefix"] == ([*HISTORY, *(f"past_{name}" for name in state)], state)
+    assert bundle.manifest.appends
     assert names["suffix"] == ([*ASKED, *state], ["embedding"])
     assert names["answer"] == (["ids", "length", "vector"], ["embedding"])
     assert bundle.manifest.state == state_tensors(tiny_config().model.sized()) == tuple(state)
@@ -122,7 +124,7 @@ def test_the_answer_graph_runs_on_any_number_of_answers(
 def test_the_parity_of_every_graph_is_recorded(bundle: Bundle) -> None:
     """The manifest holds the largest difference of each graph, below the tolerance."""
     parity = bundle.manifest.parity
-    assert parity["max_abs_difference"].keys() == {*GRAPHS, "full"}
+    assert parity["max_abs_difference"].keys() == {*GRAPHS, "append", "full"}
     assert max(parity["max_abs_difference"].values()) <= parity["tolerance"]
 
 

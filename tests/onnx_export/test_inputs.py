@@ -12,6 +12,7 @@ from feast_anchor.onnx_export.inputs import (
     AGELESS,
     CONTEXT_FEATURES,
     EVENT_FEATURES,
+    Clock,
     context_features,
     days_since_first,
     days_to_as_of,
@@ -97,11 +98,13 @@ def test_days_since_the_first_event_by_hand() -> None:
     """The clock starts at the oldest event; a profile's time means nothing, and it never fades."""
     times = np.array([at(2020, 1, 1), at(2024, 1, 1, 12), at(2024, 1, 4), at(2025, 1, 1)])
     table = np.array([True, False, False, True])
-    days = days_since_first(times, table)
+    clock = Clock.of(times, table)
+    days = days_since_first(times, table, clock)
     assert days.dtype == np.float32
     assert days.tolist() == [AGELESS, 0, 2.5, AGELESS]
-    assert days_to_as_of(times, table, at(2024, 1, 11)) == np.float32(9.5)
-    assert days_since_first(times[:1], np.array([True])).tolist() == [AGELESS]
+    assert days_to_as_of(clock, at(2024, 1, 11)) == np.float32(9.5)
+    alone = times[:1], np.array([True])
+    assert days_since_first(*alone, Clock.of(*alone)).tolist() == [AGELESS]
 
 
 @pytest.mark.parametrize(
@@ -125,14 +128,16 @@ def test_a_window_keeps_within_its_budget(events: int, budget: int) -> None:
 def test_context_features_by_hand() -> None:
     """Three days since the newest of two events one day apart; profiles do not count."""
     times = np.array([at(2020, 1, 1), at(2024, 1, 1), at(2024, 1, 2)])
-    out = context_features(times, np.array([True, False, False]), at(2024, 1, 5))
+    clock = Clock.of(times, np.array([True, False, False]))
+    out = context_features(clock, at(2024, 1, 5))
     assert out.shape == (len(CONTEXT_FEATURES),)
     np.testing.assert_allclose(out, np.log1p([3, 2, 1]), atol=1e-6)
 
 
 def test_context_of_a_user_with_a_profile_only_is_finite() -> None:
     """Where there is nothing else the profile's time is used."""
-    out = context_features(np.array([at(2024, 1, 1)]), np.array([True]), at(2024, 1, 2))
+    clock = Clock.of(np.array([at(2024, 1, 1)]), np.array([True]))
+    out = context_features(clock, at(2024, 1, 2))
     np.testing.assert_allclose(out, [np.log1p(1), np.log1p(1), 0], atol=1e-6)
 
 
@@ -142,3 +147,32 @@ def test_suffixes_are_query_prompt_user_emb_and_padding() -> None:
     ids, length = suffix_ids([[1, 2], [], [3]], [range(0), range(0), range(2, 4)], special)
     assert ids.tolist() == [[1, 2, 91, 90], [91, 90, 90, 90], [3, 95, 96, 91]]
     assert length.tolist() == [3, 1, 4]
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 400), st.booleans()), min_size=2, max_size=20)
+
+
+@given(rows=ROWS.map(sorted), cut=st.integers(1, 19), days=st.integers(1, 100))
+def test_appended_events_are_told_as_if_read_at_once(
+    rows: list[tuple[int, bool]], cut: int, days: int
+) -> None:
+    """Features, days and context of a history in two pieces are those of the whole."""
+    times = np.array([hour for hour, _ in rows], np.int64) * 3_600_000_000
+    table = np.array([kind for _, kind in rows])
+    amounts = np.arange(len(rows), dtype=np.float32)
+    cut = min(cut, len(rows) - 1)
+    first = Clock.of(times[:cut], table[:cut])
+    both, whole = first.appended(times[cut:], table[cut:]), Clock.of(times, table)
+    assert both == whole
+    as_of = int(times[-1]) + days * 86_400_000_000
+    assert context_features(both, as_of).tobytes() == context_features(whole, as_of).tobytes()
+    pieces = [
+        event_features(times[:cut], amounts[:cut], table[:cut]),
+        event_features(times[cut:], amounts[cut:], table[cut:], first),
+    ]
+    assert np.concatenate(pieces).tobytes() == event_features(times, amounts, table).tobytes()
+    parts = [
+        days_since_first(times[:cut], table[:cut], first),
+        days_since_first(times[cut:], table[cut:], both),
+    ]
+    assert np.concatenate(parts).tobytes() == days_since_first(times, table, whole).tobytes()

@@ -52,8 +52,8 @@ def test_only_adapters_are_trainable(decoder: Decoder) -> None:
     names = {f"layers.{i}.{t}.{side}" for i in range(2) for t in LORA_TARGETS for side in "ab"}
     assert set(parameters) == names
     assert {n for n, p in decoder.named_parameters() if p.requires_grad} == names
-    assert parameters["layers.1.gate_up.a"].shape == (4, 16)
-    assert parameters["layers.1.gate_up.b"].shape == (48, 4)
+    assert parameters["layers.1.gate.a"].shape == (4, 16)
+    assert parameters["layers.1.gate.b"].shape == (24, 4)
 
 
 def test_gradients_reach_adapters_only(decoder: Decoder) -> None:
@@ -109,4 +109,4 @@ def test_adapters_are_not_stacked(decoder: Decoder) -> None:
     with pytest.raises(SpecError, match="has adapters already"):
         add_lora(decoder, rank=2)
     merge_lora(decoder)
-    assert len(add_lora(decoder, rank=2)) == 20
+    assert len(add_lora(decoder, rank=2)) == 24

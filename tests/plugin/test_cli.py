@@ -32,7 +32,7 @@ def test_help_names_every_command_and_the_order_to_use_them() -> None:
     """`feast-anchor` alone teaches: commands with a sentence each, and where to begin."""
     result = CliRunner().invoke(app, ["--help"], env=WIDE)
     assert result.exit_code == 0
-    for command in ("demo", "train", "evaluate", "bundle", "runs", "dead-letters"):
+    for command in ("demo", "train", "evaluate", "bundle", "quantize", "runs", "dead-letters"):
         assert re.search(rf"{command} +\S+", result.output)
     assert "feast materialize" in result.output
 
@@ -43,6 +43,27 @@ def test_bundle_verifies_and_describes(shop_bundle: Path) -> None:
     assert result.exit_code == 0
     assert "verified" in result.output
     assert "{item} in {aisle}" in result.output
+
+
+def test_quantize_writes_a_bundle_and_says_how_near_it_is(
+    shop_bundle: Path, tmp_path: Path
+) -> None:
+    """Sizes, cosines and speed are printed, and `bundle` shows what the manifest keeps of them; a
+    gate that is not reached is one message and no bundle.
+    """
+    out = str(tmp_path / "int8")
+    few = ["--users", "4", "--out", out]
+    refused = CliRunner().invoke(app, ["quantize", str(shop_bundle), *few, "--gate", "1"], env=WIDE)
+    assert refused.exit_code == 1
+    assert "stay with the fp32 bundle" in refused.stderr
+    assert not Path(out).exists()
+    done = CliRunner().invoke(app, ["quantize", str(shop_bundle), *few], env=WIDE)
+    assert done.exit_code == 0
+    for words in ("prefix.onnx 0.", "99 % at least 0.99", "times fp32's", f"Wrote {out}"):
+        assert words in done.output
+    shown = CliRunner().invoke(app, ["bundle", out], env=WIDE)
+    assert re.search(r"decoder +\S int8 per token", shown.output)
+    assert re.search(r"quantisation source +\S [0-9a-f]{64}", shown.output)
 
 
 def test_evaluate_shows_a_file_and_refuses_another_part(tmp_path: Path) -> None:

@@ -388,15 +388,15 @@ def test_a_worker_that_dies_fails_the_job_and_a_rerun_finishes_it(
     tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception amid a shard reaches Feast with its cause; the watermark stays; then resume."""
-    real = Scorer._user
+    real = Scorer._reading
     poison = {"u7"}
 
-    def sometimes(scorer: Scorer, history: Any, encoded: Any) -> Any:
-        if history.user in poison:
+    def sometimes(scorer: Scorer, piece: Any, encoded: Any) -> Any:
+        if piece.history.user in poison:
             raise RuntimeError("the disk is on fire")
-        return real(scorer, history, encoded)
+        return real(scorer, piece, encoded)
 
-    monkeypatch.setattr(Scorer, "_user", sometimes)
+    monkeypatch.setattr(Scorer, "_reading", sometimes)
     with shop_store(tmp_path, shop_bundle) as store:
         with pytest.raises(RunError, match=r"the disk is on fire.*run the same command to resume"):
             materialize(store)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_anchor.onnx_export.errors import SpecError
-from feast_anchor.onnx_export.inputs import context_features, event_features, window
+from feast_anchor.onnx_export.inputs import Clock, context_features, event_features, window
 from feast_anchor.onnx_export.manifest import ModalitySpec
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import (
@@ -325,7 +325,7 @@ def test_features_are_finite_and_know_nothing_of_the_future(
         is_table = modality[seen][at] == 2
         clock = times[seen][at]
         features = event_features(clock, amounts[seen][at], is_table)
-        context = context_features(clock, is_table, moment)
+        context = context_features(Clock.of(clock, is_table), moment)
         assert np.isfinite(features).all()
         assert np.isfinite(context).all()
         assert context[0] > 0  # the newest event lies before the as-of

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,22 +14,12 @@ from hypothesis import strategies as st
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError
 from feast_anchor.onnx_export.manifest import ModalitySpec
-from feast_anchor.transforms.events import ROW_SCHEMA
-from feast_anchor.transforms.histories import ShardHistories, build_histories
+from feast_anchor.onnx_export.quantize import quantize_bundle
 from feast_anchor.transforms.scoring import Question, Scorer, UserVectors
-from shop import SPECS
+from shop import QUESTIONS, SPECS, Users, histories_of
 from tiny import TINY_MODALITIES
 
 DAY = 86_400_000_000
-TEXTS = ("green tea in drinks", "soap in home", "bread in food", "age old")
-QUESTIONS = [
-    Question("Will this shopper buy tea next month?"),
-    Question("churn?"),
-    Question(None),
-    Question("Will this shopper buy green tea or oat milk or bread next month in food?"),
-    Question("Will this shopper stop?"),
-]
-
 EVENTS = st.lists(
     st.tuples(
         st.integers(0, 60 * DAY),  # time
@@ -41,37 +30,24 @@ EVENTS = st.lists(
     max_size=40,
 )
 USERS = st.dictionaries(st.sampled_from("abcdef"), EVENTS, min_size=1, max_size=5)
-Users = dict[str, list[tuple[int, int, float]]]
 
 
-@pytest.fixture(scope="module")
-def bundle(shop_bundle: Path) -> Bundle:
-    """The shop's bundle, verified."""
-    return Bundle.open(shop_bundle)
+@pytest.fixture(scope="module", params=["float32", "int8 per token"])
+def bundle(
+    request: pytest.FixtureRequest, shop_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The shop's bundle, verified, as exported and quantised."""
+    if request.param == "float32":
+        return Bundle.open(shop_bundle)
+    out = tmp_path_factory.mktemp("int8") / "shop"
+    quantize_bundle(shop_bundle, out, users=4)
+    return Bundle.open(out)
 
 
 @pytest.fixture(scope="module")
 def scorer(bundle: Bundle) -> Scorer:
     """A scorer of all questions on two threads."""
     return Scorer(bundle, QUESTIONS, threads=2)
-
-
-def histories_of(
-    users: Users, as_of: list[int], specs: Sequence[ModalitySpec] = SPECS
-) -> ShardHistories:
-    """Histories of some users cut at each as-of."""
-    rows = [
-        {
-            "user": user,
-            "event_timestamp": time,
-            "modality": int(text == 3),
-            "text": TEXTS[text],
-            "amount": amount,
-        }
-        for user, events in users.items()
-        for time, text, amount in events
-    ]
-    return build_histories(pa.Table.from_pylist(rows, ROW_SCHEMA), as_of, specs)
 
 
 # So few that windows of random users drop events between one as-of and the next.
@@ -142,11 +118,12 @@ def test_as_of_times_share_a_prefix_between_two_drops(
 
     class Counted:
         def run(self, names: list[str], feed: dict[str, Any]) -> Any:
-            runs.append(feed["modality"].shape[1])
+            histories, longest = feed["modality"].shape
+            runs.extend([longest] * histories)
             return session.run(names, feed)
 
-    session = scorer._prefix
-    monkeypatch.setattr(scorer, "_prefix", Counted())
+    session = scorer.graphs.prefix
+    monkeypatch.setattr(scorer.graphs, "prefix", Counted())
     history = [(day * DAY, 0, 1.0) for day in range(events)]
     score(scorer, {"a": history}, [day * DAY for day in range(1, events + 1)], SHORT)
     assert len(runs) == prefixes

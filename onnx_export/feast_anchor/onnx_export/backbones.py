@@ -101,7 +101,8 @@ def _rows(c: DecoderConfig) -> list[_Row]:
         ),
         ("out.weight", ("self_attn.o_proj.weight",), (c.hidden, query)),
         ("mlp_norm.weight", ("post_attention_layernorm.weight",), (c.hidden,)),
-        ("gate_up.weight", ("mlp.gate_proj.weight", "mlp.up_proj.weight"), (c.ff, c.hidden)),
+        ("gate.weight", ("mlp.gate_proj.weight",), (c.ff, c.hidden)),
+        ("up.weight", ("mlp.up_proj.weight",), (c.ff, c.hidden)),
         ("down.weight", ("mlp.down_proj.weight",), (c.hidden, c.ff)),
     ]
     if c.qkv_bias:

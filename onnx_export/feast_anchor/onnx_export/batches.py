@@ -18,6 +18,7 @@ from torch import Tensor
 from .corpus import Corpus
 from .inputs import (
     EVENT_FEATURES,
+    Clock,
     Ints,
     context_features,
     days_since_first,
@@ -237,13 +238,14 @@ def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> 
     at = first + window(events.times[first:last], events.modality[first:last], as_of, modalities)
     times, modality = events.times[at], events.modality[at]
     is_table = np.array([m.kind == "table" for m in modalities])[modality]
+    clock = Clock.of(times, is_table)
     return _History(
         text=events.text[at],
         modality=modality,
         features=event_features(times, events.amounts[at], is_table),
-        days=days_since_first(times, is_table),
-        now=days_to_as_of(times, is_table, as_of),
-        context=context_features(times, is_table, as_of),
+        days=days_since_first(times, is_table, clock),
+        now=days_to_as_of(clock, as_of),
+        context=context_features(clock, as_of),
     )
 
 

@@ -8,15 +8,17 @@ be what was exported, and a run can pin it by one digest.
 
     event.onnx   ids[N,L]                                            -> vector[N,E]
     prefix.onnx  vectors[B,T,E], features[B,T,F], modality[B,T],
-                 days[B,T]                    -> k_i, v_i [B,KV,P,hd], event_keys[B,P,A],
+                 days[B,T], past state        -> k_i, v_i [B,KV,P,hd], event_keys[B,P,A],
                                                  event_values[B,P,V]
     suffix.onnx  ids[B,Q,L], qlen[B,Q], plen[B,Q], now[B,Q],
                  context[B,Q,C], query[B,Q,E], prompt[R,D], state    -> embedding[B,Q,dim]
     answer.onnx  ids[A,L], length[A], vector[A,E]                    -> embedding[A,dim]
 
     The state is what prefix returns, under the names that the manifest lists; a model without
-    evidence has no event_keys and event_values. query and vector are what event.onnx makes of a
-    question and of an answer; a query of zeros asks nothing.
+    evidence has no event_keys and event_values. Where the manifest says `appends`, prefix also
+    takes a state without padding, as past_<name>, and returns that of its events and the new ones;
+    a state of no rows (P = 0) begins anew (`empty_past`). query and vector are what event.onnx
+    makes of a question and of an answer; a query of zeros asks nothing.
     P = T, or 1 + modalities + T where summary tokens stand before the events. plen counts the
     events that a question may see: all, or with the events first any number of the first ones.
     days are counted from the first event, and now is the as-of on that clock. qlen counts the real
@@ -28,10 +30,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -61,6 +64,11 @@ REQUIRED_FILES = (
     PROMPTS_FILE,
 )
 
+_PROVIDERS: dict[str, list[Any]] = {
+    "cpu": ["CPUExecutionProvider"],
+    # TF32 keeps 10 bits of a number: vectors would not be those of the CPU
+    "cuda": [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
+}
 _TEXTS_PER_RUN = 64
 _WIDTH_STEP = 8  # tokens; a text is padded to a multiple of this
 
@@ -116,22 +124,32 @@ class Bundle:
     def __repr__(self) -> str:
         return f"Bundle({self.manifest.name!r}, digest={self.manifest.digest[:12]}…)"
 
-    def session(self, graph: str) -> ort.InferenceSession:
+    def session(self, graph: str, device: Literal["cpu", "cuda"] = "cpu") -> ort.InferenceSession:
         """A single-threaded ONNX Runtime session of one graph, safe to share between threads.
 
         Run it from as many threads as there are cores: that scales where threads inside one run
         do not, and it keeps every result independent of the number of threads.
+
+        Raises `BundleError` when ONNX Runtime cannot load the graph or start the device.
         """
         import onnxruntime as ort  # slow to import, and `feast apply` never needs it
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.use_deterministic_compute = device == "cuda"
         path = self.folder / f"{graph}.onnx"
         try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=_PROVIDERS[device])
         except Exception as error:  # onnxruntime raises its own untyped classes
             raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
+        if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            raise BundleError(
+                f"ONNX Runtime {ort.__version__} could not start its CUDA provider for {path}, it "
+                f"has {session.get_providers()}; install the CUDA and cuDNN that it was built for "
+                "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or score with device='cpu'"
+            )
+        return session
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -148,25 +166,33 @@ class Bundle:
         return Tokenizer.from_file(str(self.folder / TEXT_TOKENIZER_FILE))
 
     def encode_texts(
-        self, texts: Sequence[str], event: ort.InferenceSession | None = None
+        self,
+        texts: Sequence[str],
+        event: ort.InferenceSession | None = None,
+        pool: Executor | None = None,
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Encode texts with the event graph: float32 [len(texts), E].
 
         A text's width depends on its own length and every run has the same number of rows, so its
-        bits do not depend on the other texts. `event` is a session to use, or one is made.
+        bits do not depend on the other texts. `event` is a session to use, or one is made; `pool`
+        runs several at once.
         """
         event = event or self.session("event")
         pad, limit = self.manifest.text_pad, self.manifest.max_text_tokens
         ids = tokenize(self.text_tokenizer, texts, limit, pad)  # [N, limit]
         widths = np.minimum(limit, -(-(ids != pad).sum(1) // _WIDTH_STEP) * _WIDTH_STEP)
         out = np.empty((len(texts), self.manifest.dims.text), dtype=np.float32)
-        for width in np.unique(widths).tolist():
+        runs = []
+        for width in np.unique(widths):
             rows = np.flatnonzero(widths == width)
-            for start in range(0, len(rows), _TEXTS_PER_RUN):
-                some = rows[start : start + _TEXTS_PER_RUN]
-                feed = np.full((_TEXTS_PER_RUN, max(1, width)), pad, dtype=np.int64)
-                feed[: len(some)] = ids[some, : max(1, width)]
-                out[some] = event.run(["vector"], {"ids": feed})[0][: len(some)]
+            runs += np.split(rows, range(_TEXTS_PER_RUN, len(rows), _TEXTS_PER_RUN))
+
+        def encode(rows: np.ndarray[Any, Any]) -> None:
+            feed = np.full((_TEXTS_PER_RUN, max(1, widths[rows[0]])), pad, dtype=np.int64)
+            feed[: len(rows)] = ids[rows, : feed.shape[1]]
+            out[rows] = event.run(["vector"], {"ids": feed})[0][: len(rows)]
+
+        list((pool.map if pool else map)(encode, runs))
         return out
 
     @cached_property
@@ -245,6 +271,21 @@ class Bundle:
                 f"{sorted(self.prompts)}"
             )
         return hashlib.sha256(self.prompts[prompt].tobytes()).hexdigest()
+
+
+def empty_past(prefix: ort.InferenceSession, histories: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The past state of histories that begin anew: inputs of a prefix session by name.
+
+    {} for a bundle whose prefix cannot be continued.
+    """
+    return {
+        given.name: np.empty(
+            [histories, *(size if isinstance(size, int) else 0 for size in given.shape[1:])],
+            dtype=np.float32,
+        )
+        for given in prefix.get_inputs()
+        if given.name.startswith("past_")
+    }
 
 
 def seal(folder: str | Path, draft: Manifest) -> Manifest:

@@ -72,32 +72,33 @@ class Layer(nn.Module):
         self.key_norm = _head_norm(c)
         self.out = nn.Linear(width, c.hidden, bias=False)
         self.mlp_norm = nn.RMSNorm(c.hidden, eps=c.norm_eps)
-        self.gate_up = nn.Linear(c.hidden, 2 * c.ff, bias=False)
+        self.gate = nn.Linear(c.hidden, c.ff, bias=False)
+        self.up = nn.Linear(c.hidden, c.ff, bias=False)
         self.down = nn.Linear(c.ff, c.hidden, bias=False)
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x[..., N, D], cos and sin broadcastable to [..., K, N, d/2] -> two [..., K, N, d]."""
+        """x[B,...,N,D], cos and sin broadcastable to [B,K,...,N,d/2] -> two [B,K,...,N,d]."""
         both = self.key_value(self.attention_norm(x))
-        both = both.unflatten(-1, (2, self.config.kv_heads, self.config.head_dim))  # [..,N,2,K,d]
-        key, value = both.movedim(-4, -2).unbind(-4)  # [..,2,K,N,d] -> [..,K,N,d] each
+        both = both.unflatten(-1, (2, self.config.kv_heads, self.config.head_dim))
+        key, value = both.movedim((-3, -2), (0, 2)).unbind()  # [B,..,N,2,K,d] -> [2,B,K,..,N,d]
         return rotate(self.key_norm(key), cos, sin), value
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x[..., N, D], cos and sin broadcastable to [..., K, G, N, d/2] -> [..., K, G, N, d].
+        """x[B,...,N,D], cos and sin broadcastable to [B,K,...,G,N,d/2] -> [B,K,...,G,N,d].
 
         Queries are scaled here, once, so that no attention has to.
         """
         c = self.config
         query = self.query(self.attention_norm(x))
-        query = query.unflatten(-1, (c.kv_heads, c.heads // c.kv_heads, c.head_dim))  # [..,N,K,G,d]
-        query = self.query_norm(query) * c.head_dim**-0.5
-        return rotate(query.movedim(-4, -2), cos, sin)  # [..,K,G,N,d]
+        query = query.unflatten(-1, (c.kv_heads, c.heads // c.kv_heads, c.head_dim))
+        query = self.query_norm(query) * c.head_dim**-0.5  # [B,..,N,K,G,d]
+        return rotate(query.movedim((-3, -2), (1, -3)), cos, sin)  # [B,K,..,G,N,d]
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x[..., N, D], attended[..., K, G, N, d] -> [..., N, D]."""
-        x = x + self.out(attended.movedim(-2, -4).flatten(-3))  # [..,N,K,G,d] -> [..,N,D]
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        out: Tensor = x + self.down(F.silu(gate) * up)
+        """x[B,...,N,D], attended[B,K,...,G,N,d] -> [B,...,N,D]."""
+        x = x + self.out(attended.movedim((1, -3), (-3, -2)).flatten(-3))  # [B,..,N,K,G,d]
+        inner = self.mlp_norm(x)
+        out: Tensor = x + self.down(F.silu(self.gate(inner)) * self.up(inner))
         return out
 
 
@@ -114,24 +115,30 @@ class Decoder(nn.Module):
         # not persistent: the configuration decides it, a checkpoint has nothing to say
         self.register_buffer("frequencies", _frequencies(config), persistent=False)
 
-    def prefix(self, x: Tensor) -> tuple[Tensor, ...]:
+    def prefix(self, x: Tensor, past: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The state of decoder inputs x[B,P,D]: (k_0, v_0, k_1, ...), each [B,K,P,d]; k rotated.
 
         Padding stands on the right, so causality alone keeps it out of every real token; readers
-        of the state skip it by `plen`.
+        of the state skip it by `plen`. `past` is the state of tokens before x, without padding:
+        what is returned is then the state of both, as if they had been read at once.
         """
-        at = torch.arange(x.shape[1], device=x.device)
+        start = past[0].shape[2] if past else 0
+        at = start + torch.arange(x.shape[1], device=x.device)
         cos, sin = self._angles(at)  # [P,d/2]
-        causal = at.unsqueeze(0) <= at.unsqueeze(1)  # [P,P]
+        every = torch.arange(start + x.shape[1], device=x.device)  # N = past and P tokens
+        causal = every.unsqueeze(0) <= at.unsqueeze(1)  # [P,N]
         state: list[Tensor] = []
         for index, layer in enumerate(_layers(self.layers)):
             key, value = layer.keys_values(x, cos, sin)
+            if past:
+                key = torch.cat((past[2 * index], key), dim=2)  # [B,K,N,d]
+                value = torch.cat((past[2 * index + 1], value), dim=2)
             state += [key, value]
             if index + 1 < self.config.layers:  # nobody reads the last layer's own output
                 query = layer.queries(x, cos, sin)  # [B,K,G,P,d]
                 folded = query.flatten(2, 3)  # [B,K,G*P,d]
-                scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,P]
-                scores = scores.unflatten(2, query.shape[2:4])  # [B,K,G,P,P]
+                scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,N]
+                scores = scores.unflatten(2, query.shape[2:4])  # [B,K,G,P,N]
                 weights = torch.where(causal, scores, _NEVER).softmax(-1).flatten(2, 3)
                 x = layer.finish(x, (weights @ value).unflatten(2, query.shape[2:4]))
         return tuple(state)
@@ -157,12 +164,12 @@ class Decoder(nn.Module):
         seen = (prefix_at < plen.unsqueeze(-1))[:, None, :, None, None, :]  # [B,1,Q,1,1,P]
         rows = at.expand(x.shape[0], x.shape[1], -1)  # [B,Q,L]
         for index, layer in enumerate(_layers(self.layers)):
-            key, value = layer.keys_values(x, cos.unsqueeze(2), sin.unsqueeze(2))  # [B,Q,K,L,d]
+            key, value = layer.keys_values(x, cos.unsqueeze(1), sin.unsqueeze(1))  # [B,K,Q,L,d]
             if index + 1 == self.config.layers:
                 rows = keep
                 x = x.gather(2, keep.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))  # [B,Q,S,D]
                 cos, sin = self._angles(plen.unsqueeze(-1) + keep)  # [B,Q,S,d/2]
-            query = layer.queries(x, cos[:, :, None, None], sin[:, :, None, None])
+            query = layer.queries(x, cos[:, None, :, None], sin[:, None, :, None])
             past = (state[2 * index], state[2 * index + 1])
             own = (at <= rows.unsqueeze(-1))[:, None, :, None]  # [B,1,Q,1,S,L]
             x = layer.finish(x, _cascade(query, past, (key, value), seen, own))
@@ -230,13 +237,11 @@ def _cascade(
 ) -> Tensor:
     """Attend to the shared prefix and to one's own block without copying the prefix per block.
 
-    query[B,Q,K,G,S,d], past[B,K,P,d] twice, own[B,Q,K,L,d] twice -> [B,Q,K,G,S,d].
+    query[B,K,Q,G,S,d], past[B,K,P,d] twice, own[B,K,Q,L,d] twice -> [B,K,Q,G,S,d].
     """
-    by_head = query.transpose(1, 2)  # [B,K,Q,G,S,d]
-    shape = by_head.shape[2:5]  # Q,G,S
-    folded = by_head.flatten(2, 4)  # [B,K,Q*G*S,d]
-    near_query = by_head.flatten(3, 4)  # [B,K,Q,G*S,d]
-    key, value = (side.transpose(1, 2) for side in own)  # [B,K,Q,L,d]
+    shape, (key, value) = query.shape[2:5], own  # Q,G,S
+    folded = query.flatten(2, 4)  # [B,K,Q*G*S,d]
+    near_query = query.flatten(3, 4)  # [B,K,Q,G*S,d]
     far = (folded @ past[0].transpose(-1, -2)).unflatten(2, shape)  # [B,K,Q,G,S,P]
     near = (near_query @ key.transpose(-1, -2)).unflatten(3, shape[1:])  # [B,K,Q,G,S,L]
     # the prefix last: tokens of it that a block may not see then only lengthen the sum by zeros
@@ -246,8 +251,7 @@ def _cascade(
     weights = scores.softmax(-1)  # [B,K,Q,G,S,L+P]
     near, far = weights.split((key.shape[3], past[0].shape[2]), dim=-1)
     out = (far.flatten(2, 4) @ past[1]).unflatten(2, shape)  # [B,K,Q,G,S,d]
-    out = out + (near.flatten(3, 4) @ value).unflatten(3, shape[1:])
-    attended: Tensor = out.transpose(1, 2)  # [B,Q,K,G,S,d]
+    attended: Tensor = out + (near.flatten(3, 4) @ value).unflatten(3, shape[1:])
     return attended
 
 

@@ -5,6 +5,7 @@
     ├── PretrainedError  a folder of pretrained weights is broken or of a kind we cannot run
     ├── SpecError        a declaration is wrong: modality, scenario, view or engine setting
     ├── SourceError      an event table cannot be read as it was declared
+    ├── StateError       a stored user state cannot be read, continued or asked that
     ├── SpaceError       vectors of two embedding spaces would meet under one name
     ├── CatalogError     the catalogue cannot be opened or is of another version
     └── RunError         a run failed while it worked; running it again resumes it
@@ -35,6 +36,10 @@ class SpecError(AnchorError, ValueError):
 
 class SourceError(AnchorError):
     """An event table cannot be read as it was declared."""
+
+
+class StateError(AnchorError):
+    """A stored user state cannot be used: read the user's history anew."""
 
 
 class SpaceError(AnchorError):

@@ -82,6 +82,11 @@ class Evidence(nn.Module):
         values = torch.cat((*(number * real for number in told), member), dim=-1)
         return F.normalize(self.event_key(vectors), dim=-1, eps=1e-6), values
 
+    @staticmethod
+    def newest(values: Tensor) -> Tensor:
+        """Membership of the last event of values[B,P,V]: [B,1,M], zeros where there is none."""
+        return F.pad(values[..., _MEMBER], (0, 0, 1, 0))[:, -1:]
+
     def similarity(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine of questions [B,Q,E] and kept keys [B,P,A]: [B,Q,P]; and the question's key."""
         key = F.normalize(self.query_key(query), dim=-1, eps=1e-6)

@@ -11,6 +11,7 @@ new event arrives), so "how long ago" is told in the suffix, by `context_feature
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,37 @@ def dropped(events: int, budget: int) -> int:
     return max(0, -(-(events - budget) // step) * step)
 
 
-def event_features(times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any]) -> Floats:
+@dataclass(frozen=True)
+class Clock:
+    """When a window's events happened, as far as the graphs are told: microseconds UTC.
+
+    Rows of a table modality count only for a user who has nothing else. Appending events leaves
+    `first` where it is, so that the days of what is already there stand.
+    """
+
+    timed: bool  # False: nothing but rows of table modalities
+    events: int  # events counted
+    first: int  # the oldest of them
+    last: int  # the newest
+
+    @classmethod
+    def of(cls, times: Ints, is_table: np.ndarray[Any, Any]) -> Clock:
+        """The clock of a window: times ascending [T], is_table bool [T], at least one event."""
+        timed = not is_table.all()
+        counted = times[~is_table] if timed else times
+        return cls(timed, len(counted), int(counted[0]), int(counted[-1]))
+
+    def appended(self, times: Ints, is_table: np.ndarray[Any, Any]) -> Clock:
+        """The clock of this window and some later events: that of all of them."""
+        new = Clock.of(times, is_table)
+        if new.timed != self.timed:
+            return new if new.timed else self
+        return Clock(self.timed, self.events + new.events, self.first, new.last)
+
+
+def event_features(
+    times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any], before: Clock | None = None
+) -> Floats:
     """Numbers beside each event's text: float32 [T, len(EVENT_FEATURES)].
 
     amount: sign(a) * log1p(|a|). gap: log1p(days since the previous event; 0 for the first).
@@ -81,12 +112,14 @@ def event_features(times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any])
         times: microseconds since the epoch, UTC, ascending [T].
         amounts: the declared amount column, 0 where there is none [T].
         is_table: bool [T], true for rows of a table modality.
+        before: the clock of the events that these are appended to, None for none.
     """
     timed = ~is_table
     out = np.zeros((len(times), len(EVENT_FEATURES)), dtype=np.float32)
     out[:, 0] = np.sign(amounts) * np.log1p(np.abs(amounts))
     clock = times[timed]
-    out[timed, 1] = np.log1p(np.diff(clock, prepend=clock[:1]) / _DAY)
+    previous = [before.last] if before is not None and before.timed else clock[:1]
+    out[timed, 1] = np.log1p(np.diff(clock, prepend=previous) / _DAY)
     hour = 2 * np.pi * (clock % _DAY) / _DAY
     weekday = 2 * np.pi * ((clock // _DAY + _WEEKDAY_OF_EPOCH) % 7) / 7
     out[timed, 2], out[timed, 3] = np.sin(hour), np.cos(hour)
@@ -94,40 +127,30 @@ def event_features(times: Ints, amounts: Floats, is_table: np.ndarray[Any, Any])
     return out
 
 
-def days_since_first(times: Ints, is_table: np.ndarray[Any, Any]) -> Floats:
-    """Days from the oldest event to each: float32 [T], `AGELESS` for rows of a table modality.
-
-    Counted from the start of the window, which appending events does not move.
-    """
-    days = (times - _origin(times, is_table)) / _DAY
+def days_since_first(times: Ints, is_table: np.ndarray[Any, Any], clock: Clock) -> Floats:
+    """Days from the window's oldest event to each: float32 [T], `AGELESS` for rows of a table."""
+    days = (times - clock.first) / _DAY
     out: Floats = np.where(is_table, AGELESS, days).astype(np.float32)
     return out
 
 
-def days_to_as_of(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) -> np.float32:
-    """Days from the oldest event to the as-of, on the clock of `days_since_first`."""
-    return np.float32((as_of - _origin(times, is_table)) / _DAY)
+def days_to_as_of(clock: Clock, as_of: int) -> np.float32:
+    """Days from the window's oldest event to the as-of: the clock of `days_since_first`."""
+    return np.float32((as_of - clock.first) / _DAY)
 
 
-def _origin(times: Ints, is_table: np.ndarray[Any, Any]) -> int:
-    """The oldest timed event, or row where there is none."""
-    return int(times[np.argmin(is_table)])
-
-
-def context_features(times: Ints, is_table: np.ndarray[Any, Any], as_of: int) -> Floats:
+def context_features(clock: Clock, as_of: int) -> Floats:
     """Numbers that depend on the as-of time: float32 [len(CONTEXT_FEATURES)].
 
     recency: log1p(days from the newest event to the as-of). events: log1p(events read). span:
-    log1p(days from the oldest to the newest). Rows of a table modality count only for a user who
-    has nothing else. The season is no feature: a bundle is asked about seasons it was not trained
-    on, and what it would say of them is a guess.
+    log1p(days from the oldest to the newest). The season is no feature: a bundle is asked about
+    seasons it was not trained on, and what it would say of them is a guess.
     """
-    clock = times[~is_table] if (~is_table).any() else times
     return np.array(
         [
-            np.log1p((as_of - clock[-1]) / _DAY),
-            np.log1p(len(clock)),
-            np.log1p((clock[-1] - clock[0]) / _DAY),
+            np.log1p((as_of - clock.last) / _DAY),
+            np.log1p(clock.events),
+            np.log1p((clock.last - clock.first) / _DAY),
         ],
         dtype=np.float32,
     )

@@ -5,8 +5,8 @@ changes nothing. Each chosen linear map W becomes W + (alpha / rank) B A with A 
 `merge_lora` adds the product to W once, so that whatever reads the decoder afterwards (an export,
 above all) finds plain linear maps and knows nothing of adapters.
 
-Keys and values share one map in our decoder, as gate and up do, so each pair shares one A. That is
-a little less freedom at the same rank than one adapter for each.
+Keys and values share one map in our decoder, so they share one A. That is a little less freedom at
+the same rank than one adapter for each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .decoder import Decoder
 from .errors import SpecError
 
-LORA_TARGETS = ("query", "key_value", "out", "gate_up", "down")
+LORA_TARGETS = ("query", "key_value", "out", "gate", "up", "down")
 
 
 class LoraLinear(nn.Module):

@@ -3,10 +3,11 @@
 Two digests with two jobs. Each file's SHA-256 says "these are the bytes that were exported".
 `Manifest.digest` says "this is the model": it covers everything that decides what a vector means
 (graphs, tokenizer, modalities, token budgets, dimensions, pooling) and leaves out what does not
-(soft prompts of single scenarios, the parity record, training provenance). So a tuned prompt can
-be added to a bundle without moving any other scenario to a new embedding space. The weights that
-prompts are tuned with stay out as well: they are the graphs' own numbers in another form, no vector
-is computed with them, and `weights` compares them with the graphs before it trusts them.
+(soft prompts of single scenarios, the records of parity and quantisation, training provenance). So
+a tuned prompt can be added to a bundle without moving any other scenario to a new embedding space.
+The weights that prompts are tuned with stay out as well: they are the graphs' own numbers in
+another form, no vector is computed with them, and `weights` compares them with the graphs before
+it trusts them.
 """
 
 from __future__ import annotations
@@ -95,12 +96,14 @@ class Manifest(_Frozen):
     special_ids: SpecialIds
     pooling: Literal["user_emb"] = "user_emb"
     normalisation: Literal["l2"] = "l2"
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "int8 per token"] = "float32"  # of the decoder's products
     opset: int
     state: tuple[str, ...]  # names of the tensors that pass from prefix to suffix
+    appends: bool = False  # the prefix also takes such a state, as past_<name>, and continues it
     architecture: dict[str, Any] = Field(default_factory=dict)  # `ModelConfig`, to read the weights
     files: dict[str, FileRecord] = Field(default_factory=dict)
     parity: dict[str, Any] = Field(default_factory=dict)
+    quantisation: dict[str, Any] = Field(default_factory=dict)  # source and cosines, of int8
     training: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -125,7 +128,7 @@ class Manifest(_Frozen):
         return json.dumps(payload, indent=2, sort_keys=True) + "\n"
 
 
-_NOT_MEANING = {"name", "entity", "files", "architecture", "parity", "training"}
+_NOT_MEANING = {"name", "entity", "files", "architecture", "parity", "quantisation", "training"}
 
 
 def canonical_sha256(payload: Any) -> str:

@@ -93,11 +93,18 @@ class Anchor(nn.Module):
         """Encode texts: ids int64 [N, L] of the text tokenizer -> [N, E]."""
         return self.texts.forward(ids)
 
-    def prefix_tokens(self, vectors: Tensor, features: Tensor, member: Tensor) -> Tensor:
-        """vectors[B,T,E], features[B,T,F], member[B,T,M] -> decoder inputs [B,P,D]."""
+    def prefix_tokens(
+        self, vectors: Tensor, features: Tensor, member: Tensor, newest: Tensor | None = None
+    ) -> Tensor:
+        """vectors[B,T,E], features[B,T,F], member[B,T,M] -> decoder inputs [B,P,D].
+
+        newest[B,1,M] is the membership of the event before these, None for no such event.
+        """
         events = self.event_in(vectors) + self.event_numbers(features) + member @ self.event_kind
         if self.delimiter is not None:
             before = F.pad(member, (0, 0, 1, 0))[:, :-1]  # [B,T,M] of the event before, 0 for none
+            if newest is not None:
+                before = torch.cat((newest, member), dim=1)[:, :-1]
             first = member * (1.0 - before)  # 1 where a run of one modality begins
             events = events + first @ self.delimiter
         if self.summary is None:
@@ -106,20 +113,32 @@ class Anchor(nn.Module):
         return torch.cat((self.summary(vectors, features, member), events), dim=1)
 
     def prefix(
-        self, vectors: Tensor, features: Tensor, modality: Tensor, days: Tensor
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        modality: Tensor,
+        days: Tensor,
+        *,
+        past: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """The user state of vectors[B,T,E], features[B,T,F], modality int64 [B,T], days[B,T].
 
         Events are padded on the right with modality -1; readers of the state skip padding by
         `plen`. Returns (k_0, v_0, k_1, ...), each [B,K,P,d]; with evidence, also the events' keys
         [B,P,A] and values [B,P,V], whose rows are zero for the tokens before the first event.
+        `past` is such a state, without padding, of the events before these: what is returned is
+        the state of both. Only for a model that `appends`.
         """
         kinds = torch.arange(self.modalities, device=modality.device)
         member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [B,T,M]
-        state = self.decoder.prefix(self.prefix_tokens(vectors, features, member))
+        newest = self.evidence.newest(past[-1]) if past and self.evidence is not None else None
+        tokens = self.prefix_tokens(vectors, features, member, newest)
+        state = self.decoder.prefix(tokens, past[: 2 * self.config.layers])
         if self.evidence is None:
             return state
         kept = self.evidence.keep(vectors, features, member, days)
+        if past:
+            return (*state, *(torch.cat(both, dim=1) for both in zip(past[-2:], kept, strict=True)))
         return (*state, *(F.pad(rows, (0, 0, self.lead, 0)) for rows in kept))
 
     def suffix(

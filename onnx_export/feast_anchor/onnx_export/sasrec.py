@@ -26,6 +26,7 @@ from .corpus import Events, read_events
 from .inputs import (
     CONTEXT_FEATURES,
     EVENT_FEATURES,
+    Clock,
     Floats,
     context_features,
     event_features,
@@ -263,7 +264,7 @@ def _history(
         item=[place.get(item, _OTHER) for item in zip(modality, texts, strict=True)],
         modality=modality,
         features=event_features(times, read.amounts[kept], is_table),
-        context=context_features(times, is_table, as_of),
+        context=context_features(Clock.of(times, is_table), as_of),
     )
 
 

@@ -67,6 +67,14 @@ class ModelConfig:
                     f"{name}={getattr(self, name)!r}, expected at least 1, or 0 for what size says"
                 )
 
+    @property
+    def appends(self) -> bool:
+        """Whether events can be appended to a prefix: nothing that stands there depends on them.
+
+        What marks the first event of a run must know the event before, which evidence keeps.
+        """
+        return self.order == "events first" and (self.evidence or not self.delimiters)
+
     def sized(self) -> ModelConfig:
         """The same with every number filled in.
 

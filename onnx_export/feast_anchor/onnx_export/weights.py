@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .bundle import Bundle
+from .bundle import Bundle, empty_past
 from .errors import BundleError
 from .export import random_inputs
-from .manifest import WEIGHTS_FILE
+from .manifest import WEIGHTS_FILE, Manifest
 from .model import Anchor, ModelConfig
 
 _FAR = 1e-4  # ten times what an export allows: another machine rounds otherwise
@@ -76,21 +76,31 @@ def _compare(model: Anchor, bundle: Bundle) -> None:
     """Refuse weights that give other states or vectors than the graphs do."""
     arrays: dict[str, Any] = random_inputs(model, (2, 7, 5, 6), np.random.default_rng(0))
     prefix, suffix = bundle.session("prefix"), bundle.session("suffix")
+    arrays |= empty_past(prefix, len(arrays["modality"]))
     state = prefix.run(list(bundle.manifest.state), _named(prefix, arrays))
     arrays |= dict(zip(bundle.manifest.state, state, strict=True))
     (vectors,) = suffix.run(["embedding"], _named(suffix, arrays))
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    t = {name: torch.from_numpy(array) for name, array in arrays.items() if array.size}
     ours = model.prefix(*(t[name] for name in ("vectors", "features", "modality", "days")))
     ids, qlen, plen, now, context, query, prompt = (
         t[name] for name in ("ids", "qlen", "plen", "now", "context", "query", "prompt")
     )
     found = model.suffix(ids, qlen, plen, now, context, query, prompt, ours)
-    gap = float((found - torch.from_numpy(vectors)).abs().max())
-    if not gap <= _FAR:
+    difference = _difference(found, torch.from_numpy(vectors), bundle.manifest)
+    if difference is not None:
         raise BundleError(
-            f"the weights of bundle {bundle.manifest.name!r} are not its graphs': vectors differ "
-            f"by {gap:.1e}, expected at most {_FAR}; export the bundle again"
+            f"the weights of bundle {bundle.manifest.name!r} are not its graphs': {difference}; "
+            "export the bundle again"
         )
+
+
+def _difference(found: Tensor, vectors: Tensor, manifest: Manifest) -> str | None:
+    """What is wrong, if anything; int8 graphs are as near as they were found to be."""
+    if manifest.dtype == "float32":
+        gap = float((found - vectors).abs().max())
+        return None if gap <= _FAR else f"vectors differ by {gap:.1e}, expected at most {_FAR}"
+    cosine, gate = float((found * vectors).sum(-1).min()), manifest.quantisation["gate"]
+    return None if cosine >= gate else f"cosine {cosine:.5f}, expected at least {gate}"
 
 
 def _named(session: Any, arrays: dict[str, Any]) -> dict[str, Any]:

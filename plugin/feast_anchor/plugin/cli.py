@@ -308,7 +308,8 @@ def bundle(folder: Annotated[Path, typer.Argument(help="The bundle's folder.")])
         manifest = Bundle.open(folder).manifest
         table = Table(title=f"Bundle {manifest.name}: verified", show_header=False)
         table.add_row("digest", manifest.digest)
-        table.add_row("vector", f"{manifest.dims.embedding} x {manifest.dtype}, unit length")
+        table.add_row("vector", f"{manifest.dims.embedding} x float32, unit length")
+        table.add_row("decoder", manifest.dtype)
         for modality in manifest.modalities:
             table.add_row(
                 f"modality {modality.name}",
@@ -319,7 +320,50 @@ def bundle(folder: Annotated[Path, typer.Argument(help="The bundle's folder.")])
                 table.add_row(f"training {name}", str(manifest.training[name]))
         for name, value in manifest.parity.items():
             table.add_row(f"parity {name}", str(value))
+        for name, value in manifest.quantisation.items():
+            table.add_row(f"quantisation {name}", str(value))
         _console.print(table)
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an fp32 bundle.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle, replaced as a whole.")],
+    gate: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Least cosine to the fp32 vectors of 99 % of the vectors."
+        ),
+    ] = 0.999,
+    users: Annotated[int, typer.Option(min=2, help="Made-up users to compare vectors of.")] = 200,
+) -> None:
+    """Make a bundle whose decoder computes in int8: about twice as fast on a CPU, a quarter of the
+    decoder's size.
+
+    Every token is scaled by its own largest number, so a user's vector has the same bits in
+    whatever company, as in fp32. Both bundles answer questions about made-up users; the cosines of
+    their vectors are printed and kept in the manifest, and if 1 % of them are below the gate no
+    bundle is written.
+
+    The result is another model: its vectors are of new embedding spaces, so declare a view of a
+    new name with it and run `feast apply`. Tuned prompts are copied. The smallest decoders gain
+    nothing (`size = "nano"`, the default); the printed speed tells. Needs the `train` extra.
+
+        feast-anchor quantize models/shopper --out models/shopper_int8
+    """
+    with _readable_errors():
+        from .train import needs_train_extra
+
+        with needs_train_extra():
+            from feast_anchor.onnx_export.quantize import quantize_bundle
+
+        def report(text: str, done: float) -> None:
+            _console.print(f"{done:4.0%} {text}", highlight=False)
+
+        found = quantize_bundle(source, out, gate=gate, users=users, on_progress=report)
+        for line in found.sentences():
+            _console.print(line, highlight=False, markup=False)
+        _console.print(f"Wrote {out}, digest {found.manifest.digest}", highlight=False)
 
 
 @app.command()

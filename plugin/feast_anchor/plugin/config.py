@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.transforms.graphs import Device
 
 
 class EngineConfig(BaseModel):
@@ -26,6 +27,7 @@ class EngineConfig(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)  # Beam pipeline options
     shards: int = Field(default=16, ge=1, le=4096)  # units of work, of memory and of resuming
     threads: int | None = Field(default=None, ge=1)  # scoring threads per worker; all cores
+    device: Device = "auto"  # "cpu", "cuda", or whichever is there
     catalog: str = "sqlite:///data/anchor.db"  # any SQLAlchemy URL
     state: str = "data/anchor"  # folder of the runs' shard manifests and dead letters
 

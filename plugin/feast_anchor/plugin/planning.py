@@ -128,6 +128,7 @@ def job_of(group: list[PlannedView], config: EngineConfig) -> Job:
         shards=config.shards,
         views=tuple(view.run for view in group),
         threads=config.threads,
+        device=config.device,
     )
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.inputs import (
+    Clock,
     context_features,
     days_since_first,
     days_to_as_of,
@@ -83,6 +84,7 @@ def _cuts(history: History, vectors: Array, is_table: Array) -> Iterator[tuple[R
         at = cut.positions
         times, modality = history.times[at], history.modality[at]
         tables = is_table[modality]
+        clock = Clock.of(times, tables)
         for as_of in cut.as_of:
             yield (
                 Reading(
@@ -90,9 +92,9 @@ def _cuts(history: History, vectors: Array, is_table: Array) -> Iterator[tuple[R
                     vectors=vectors[history.text[at]],
                     features=event_features(times, history.amounts[at], tables),
                     modality=modality,
-                    days=days_since_first(times, tables),
-                    now=days_to_as_of(times, tables, as_of),
-                    context=context_features(times, tables, as_of),
+                    days=days_since_first(times, tables, clock),
+                    now=days_to_as_of(clock, as_of),
+                    context=context_features(clock, as_of),
                 ),
                 as_of,
             )

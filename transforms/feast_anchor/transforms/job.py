@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from .events import EventSource
+from .graphs import Device
 from .scoring import Question
 from .zeroshot import Answers
 
@@ -96,3 +97,4 @@ class Job:
     shards: int
     views: tuple[ViewRun, ...]
     threads: int | None = None  # per worker; None means one per core
+    device: Device = "auto"

@@ -191,7 +191,9 @@ class ScoreShard(beam.DoFn):
         if self._scorer is None:
             bundle = Bundle.open(self._job.bundle, expect_digest=self._job.digest)
             self._axes = score_axes(bundle, _answers(self._job))
-            self._scorer = Scorer(bundle, _questions(self._job), self._job.threads)
+            self._scorer = Scorer(
+                bundle, _questions(self._job), self._job.threads, self._job.device
+            )
         return self._scorer
 
 

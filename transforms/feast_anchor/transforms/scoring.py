@@ -1,18 +1,17 @@
 """Score histories with a bundle: each prefix once, every scenario from it. No Beam, no Feast.
 
 The law of this module: a vector depends on the user's own events, the as-of time, the scenario
-and the bundle, and on nothing else, to the last bit. ONNX Runtime's matrix products give a row the
-same bits whatever rows stand beside it and whatever zeros stand behind its sum, with one
-exception: a lone row or column is multiplied by another routine. So no run has fewer than two
-events or two questions. Otherwise every run of the prefix and suffix graphs holds one user, a
-question's width is a function of its own length, and texts are encoded at widths of their own in
-fixed batches.
+and the bundle, and on nothing else, to the last bit (on CPU; a GPU rounds as it likes). ONNX
+Runtime's matrix products give a row the same bits whatever rows stand beside it and whatever zeros
+stand behind its sum, with one exception: a lone row or column is multiplied by another routine. So
+no run has fewer than two events or two questions. A question's width is a function of its own
+length, and texts are encoded at widths of their own in fixed batches. What shares a run is then a
+matter of speed alone, and `packing` decides it.
 
 As-of times whose histories begin with the same event share one prefix where the bundle reads
 events first: a question about an earlier time sees the first events only.
 
-On CPU one user a run is also the fastest way: padding costs more than batching wins. Worker
-threads over single-threaded sessions fill the cores, because ONNX Runtime releases the GIL.
+Worker threads over single-threaded sessions fill the cores: ONNX Runtime releases the GIL.
 """
 
 from __future__ import annotations
@@ -21,35 +20,21 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from feast_anchor.onnx_export.bundle import Bundle
-from feast_anchor.onnx_export.inputs import (
-    Floats,
-    Ints,
-    context_features,
-    days_since_first,
-    days_to_as_of,
-    event_features,
-    suffix_ids,
-)
-from feast_anchor.onnx_export.manifest import SpecialIds
+from feast_anchor.onnx_export.inputs import Clock, Floats, Ints
 
+from .feeds import Group, Moment, Question, Reading, group_questions, prefix_feed, suffix_feed
+from .graphs import Device, Graphs, State
 from .histories import Cut, History
+from .packing import pack
 
-_WIDTH_STEP = 8  # a suffix is padded to a multiple of this
-_BLOCKS_PER_RUN = 64  # suffix blocks (as-of times x scenarios) in one run: bounds its memory
-_LEAST = 2  # events or blocks in one run
+__all__ = ["Question", "Scorer", "UserVectors"]
 
-
-@dataclass(frozen=True)
-class Question:
-    """One scenario as the scorer sees it: a query (None: general embedding) and a prompt name."""
-
-    query: str | None
-    prompt: str | None = None
+_HISTORIES_AT_ONCE = 4_096  # packed together: bounds what is held beside the vectors
 
 
 @dataclass(frozen=True)
@@ -67,42 +52,38 @@ class UserVectors:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One as-of time of a prefix: how many of its events count, and what the suffix is told."""
+class _Piece:
+    """One prefix to read, and the as-of times that ask about it."""
 
-    events: int
-    now: np.float32
-    context: Floats  # [C]
+    history: History
+    cuts: Sequence[Cut]  # each the beginning of the next one
+    out: Floats  # [S, Q, dim], where the vectors go
 
-
-@dataclass(frozen=True)
-class _Group:
-    """Questions whose suffixes are padded to the same width."""
-
-    columns: Ints  # their places among all questions
-    ids: Ints  # [questions, width]
-    lengths: Ints  # real tokens of each
-    vectors: Floats  # text vector of each [questions, E]
+    @property
+    def events(self) -> int:
+        return len(self.cuts[-1].positions)
 
 
 class Scorer:
-    """The three graphs of one bundle, ready to answer a fixed list of questions."""
+    """The graphs of one bundle, ready to answer a fixed list of questions."""
 
     def __init__(
-        self, bundle: Bundle, questions: Sequence[Question], threads: int | None = None
+        self,
+        bundle: Bundle,
+        questions: Sequence[Question],
+        threads: int | None = None,
+        device: Device = "auto",
     ) -> None:
-        manifest = bundle.manifest
-        self.manifest, self._bundle = manifest, bundle
+        """Raises `BundleError` for a question the bundle cannot read, `SpecError` for no GPU."""
+        self.manifest, self.bundle = bundle.manifest, bundle
         self.threads = threads or os.cpu_count() or 1
-        self._event = bundle.session("event")
-        self._prefix = bundle.session("prefix")
-        self._suffix = bundle.session("suffix")
-        self._is_table = np.array([spec.kind == "table" for spec in manifest.modalities])
-        self._prompts, rows = _stack_prompts(bundle, questions)
-        queries = [bundle.query_ids(question.query) for question in questions]
-        vectors = bundle.query_vectors([question.query for question in questions], self._event)
-        self._groups = _group_by_width(queries, vectors, rows, manifest.special_ids)
-        self._questions = len(questions)
+        self.graphs = Graphs(bundle, device)
+        self.event = bundle.session("event", self.graphs.device)
+        self.is_table = np.array([spec.kind == "table" for spec in self.manifest.modalities])
+        self.groups, self.prompts = group_questions(
+            bundle, questions, self.event, self.graphs.policy.tokens
+        )
+        self.questions = len(questions)
 
     def score(self, histories: Sequence[History], texts: Sequence[str]) -> Iterator[UserVectors]:
         """Vectors of every history, in order.
@@ -111,76 +92,78 @@ class Scorer:
             histories: from `build_histories`; each has at least one cut.
             texts: the distinct texts that the histories index.
         """
-        encoded = self._bundle.encode_texts(texts, self._event)
         with ThreadPoolExecutor(self.threads) as pool:
-            yield from pool.map(lambda history: self._user(history, encoded), histories)
+            encoded = self.bundle.encode_texts(texts, self.event, pool)
+            for start in range(0, len(histories), _HISTORIES_AT_ONCE):
+                some = [self._begun(one) for one in histories[start : start + _HISTORIES_AT_ONCE]]
+                pieces = [piece for user in some for piece in self._pieces(*user)]
+                packs = pack(
+                    [piece.events for piece in pieces],
+                    [len(piece.out) for piece in pieces],
+                    sum(group.ids.size for group in self.groups),
+                    self.graphs.policy,
+                )
+                work = [[pieces[number] for number in numbers] for numbers in packs]
+                list(pool.map(partial(self._fill, encoded=encoded), work))
+                yield from (vectors for _, vectors in some)
 
-    def _user(self, history: History, encoded: Floats) -> UserVectors:
-        as_of = np.array([m for cut in history.cuts for m in cut.as_of], dtype=np.int64)
-        ends = [history.times[cut.positions[-1]] for cut in history.cuts for _ in cut.as_of]
-        vectors = [
-            self._prefix_of(history, cuts, encoded)
-            for cuts in _share(history.cuts, self.manifest.shares_prefixes)
-        ]
-        return UserVectors(
-            history.user, as_of, np.array(ends, dtype=np.int64), np.concatenate(vectors)
-        )
-
-    def _prefix_of(self, history: History, cuts: Sequence[Cut], encoded: Floats) -> Floats:
-        """One prefix, then every (as-of, scenario) of its cuts: float32 [S, Q, dim]."""
-        at = cuts[-1].positions  # the longest; the others are its first ones
-        times, modality = history.times[at], history.modality[at]
-        is_table = self._is_table[modality]
-        state = self._prefix.run(
-            list(self.manifest.state),
-            {
-                "vectors": _at_least(encoded[history.text[at]], 0.0)[None],  # [1, T, E]
-                "features": _at_least(event_features(times, history.amounts[at], is_table), 0.0)[
-                    None
-                ],
-                "modality": _at_least(modality, -1)[None],  # [1, T]
-                "days": _at_least(days_since_first(times, is_table), 0.0)[None],  # [1, T]
-            },
-        )
-        feed = dict(zip(self.manifest.state, state, strict=True))
-        asked = [
-            _Asked(
-                len(cut.positions),
-                days_to_as_of(times, is_table, moment),
-                context_features(
-                    times[: len(cut.positions)], is_table[: len(cut.positions)], moment
-                ),
-            )
-            for cut in cuts
-            for moment in cut.as_of
-        ]
-        dim = self.manifest.dims.embedding
-        out = np.empty((len(asked), self._questions, dim), dtype=np.float32)
-        for group in self._groups:
-            per_run = max(1, _BLOCKS_PER_RUN // len(group.ids))
-            for start in range(0, len(asked), per_run):
+    def answer(self, state: State, moments: Sequence[Sequence[Moment]]) -> Floats:
+        """Every question at S moments of B histories behind a state: float32 [B, S, Q, dim]."""
+        shape = (len(moments), len(moments[0]), self.questions, self.manifest.dims.embedding)
+        out: Floats = np.empty(shape, dtype=np.float32)
+        for group in self.groups:
+            per_run = max(1, self.graphs.policy.tokens // (len(moments) * group.ids.size))
+            for start in range(0, shape[1], per_run):
                 some = slice(start, start + per_run)
-                out[some, group.columns] = self._ask(feed, group, asked[some])
+                out[:, some, group.columns] = self._ask(state, group, [m[some] for m in moments])
         return out
 
-    def _ask(self, state: dict[str, Any], group: _Group, asked: Sequence[_Asked]) -> Floats:
-        """Questions of one width at some as-of times: float32 [S, questions of the group, dim]."""
-        moments, questions = len(asked), len(group.ids)
-        blocks = moments * questions
-        plen = np.array([one.events for one in asked], dtype=np.int64)
-        inputs: dict[str, Any] = {
-            "ids": np.tile(group.ids, (moments, 1)),  # [S*Q, L]
-            "qlen": np.tile(group.lengths, moments),  # [S*Q]
-            "plen": np.repeat(plen, questions),
-            "now": np.repeat(np.array([one.now for one in asked]), questions),
-            "context": np.repeat(np.stack([one.context for one in asked]), questions, axis=0),
-            "query": np.tile(group.vectors, (moments, 1)),  # [S*Q, E]
-        }
-        rows = np.resize(np.arange(blocks), max(_LEAST, blocks))
-        feed = {name: array[rows][None] for name, array in inputs.items()}  # [1, blocks or more,..]
-        (embedding,) = self._suffix.run(["embedding"], feed | {"prompt": self._prompts, **state})
-        vectors: Floats = embedding[0, :blocks].reshape(moments, questions, -1)
-        return vectors
+    def _ask(self, state: State, group: Group, moments: Sequence[Sequence[Moment]]) -> Floats:
+        """Questions of one width: float32 [B, S, questions of the group, dim]."""
+        feed = suffix_feed(group, moments) | {"prompt": self.prompts}
+        vectors = self.graphs.ask(feed, state)  # [B, S*Q or more, dim]
+        shape = (len(moments), len(moments[0]), len(group.ids), -1)
+        return vectors[:, : shape[1] * shape[2]].reshape(shape)
+
+    def _fill(self, pieces: Sequence[_Piece], encoded: Floats) -> None:
+        """Read the prefixes of a pack in one run, and let every as-of ask."""
+        state = self.graphs.read(prefix_feed([self._reading(one, encoded) for one in pieces]))
+        found = self.answer(state, [self._moments(piece) for piece in pieces])
+        for piece, vectors in zip(pieces, found, strict=True):
+            piece.out[:] = vectors
+
+    def _begun(self, history: History) -> tuple[History, UserVectors]:
+        """A history and the place of its vectors, still empty."""
+        as_of = np.array([m for cut in history.cuts for m in cut.as_of], dtype=np.int64)
+        ends = [history.times[cut.positions[-1]] for cut in history.cuts for _ in cut.as_of]
+        shape = (len(as_of), self.questions, self.manifest.dims.embedding)
+        vectors = np.empty(shape, dtype=np.float32)
+        return history, UserVectors(history.user, as_of, np.array(ends, dtype=np.int64), vectors)
+
+    def _pieces(self, history: History, user: UserVectors) -> Iterator[_Piece]:
+        start = 0
+        for cuts in _share(history.cuts, self.manifest.shares_prefixes):
+            end = start + sum(len(cut.as_of) for cut in cuts)
+            yield _Piece(history, cuts, user.vectors[start:end])
+            start = end
+
+    def _reading(self, piece: _Piece, encoded: Floats) -> Reading:
+        history, at = piece.history, piece.cuts[-1].positions  # the longest; others begin it
+        return Reading.of(
+            history.times[at],
+            history.modality[at],
+            history.amounts[at],
+            encoded[history.text[at]],
+            self.is_table,
+        )
+
+    def _moments(self, piece: _Piece) -> list[Moment]:
+        history, moments = piece.history, []
+        for cut in piece.cuts:
+            at = cut.positions
+            clock = Clock.of(history.times[at], self.is_table[history.modality[at]])
+            moments += [Moment.of(clock, len(at), as_of) for as_of in cut.as_of]
+        return moments
 
 
 def _share(cuts: Sequence[Cut], shared: bool) -> list[list[Cut]]:
@@ -193,42 +176,3 @@ def _share(cuts: Sequence[Cut], shared: bool) -> list[list[Cut]]:
         else:
             groups.append([cut])
     return groups
-
-
-def _at_least(rows: np.ndarray[Any, Any], padding: float) -> np.ndarray[Any, Any]:
-    """`rows`, padded to `_LEAST` of them."""
-    missing = max(0, _LEAST - len(rows))
-    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=padding)
-
-
-def _group_by_width(
-    queries: Sequence[Sequence[int]],
-    vectors: Floats,
-    prompts: Sequence[range],
-    special: SpecialIds,
-) -> list[_Group]:
-    lengths = [len(query) + len(prompt) + 1 for query, prompt in zip(queries, prompts, strict=True)]
-    widths = np.array([-(-length // _WIDTH_STEP) * _WIDTH_STEP for length in lengths])
-    groups = []
-    for width in np.unique(widths).tolist():
-        columns = [column for column, own in enumerate(widths) if own == width]
-        ids, real = suffix_ids(
-            [queries[c] for c in columns], [prompts[c] for c in columns], special, width
-        )
-        groups.append(_Group(np.array(columns, dtype=np.int64), ids, real, vectors[columns]))
-    return groups
-
-
-def _stack_prompts(bundle: Bundle, questions: Sequence[Question]) -> tuple[Floats, list[range]]:
-    """All tuned prompts under each other, and which rows belong to which question."""
-    table = [np.zeros((1, bundle.manifest.dims.hidden), dtype=np.float32)]  # graphs want R >= 1
-    rows: list[range] = []
-    height = 1
-    for question in questions:
-        prompt = bundle.prompts[question.prompt] if question.prompt is not None else None
-        size = 0 if prompt is None else len(prompt)
-        rows.append(range(height, height + size))
-        if prompt is not None:
-            table.append(prompt.astype(np.float32))
-            height += size
-    return np.concatenate(table), rows

@@ -155,10 +155,13 @@ def run_cell(
         "bundle": {"digest": bundle.manifest.digest, "training": bundle.manifest.training},
     }
     board = Board(labels.y, config.seed, os.cpu_count() or 1)
-    rows, found_curve = _scored(
-        config, tables, board, vectors, everyone - unseen, bundle.manifest.dims, stages,
-        baselines, curve,
-    )  # fmt: skip
+    from feast_anchor.onnx_export.threads import one_blas_thread  # needs the train extra
+
+    with one_blas_thread():
+        rows, found_curve = _scored(
+            config, tables, board, vectors, everyone - unseen, bundle.manifest.dims, stages,
+            baselines, curve,
+        )  # fmt: skip
     cell = Cell(
         labels.users, labels.y, ordered(rows), _plane(vectors), facts | {"seconds": stages.seconds}
     )
