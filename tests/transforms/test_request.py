@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError, SpecError, StateError
 from feast_anchor.onnx_export.inputs import Floats
+from feast_anchor.onnx_export.quantize import quantize_bundle
 from feast_anchor.transforms.request import Events, RequestScorer
 from feast_anchor.transforms.scoring import Scorer
 from feast_anchor.transforms.user_state import UserState
@@ -28,10 +30,16 @@ HISTORY = st.lists(
 )
 
 
-@pytest.fixture(scope="module")
-def scorer(shop_bundle: Path) -> Scorer:
-    """The shop's scorer, on one thread."""
-    return Scorer(Bundle.open(shop_bundle), QUESTIONS, threads=1)
+@pytest.fixture(scope="module", params=["float32", "int8 per token"])
+def scorer(
+    request: pytest.FixtureRequest, shop_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Scorer:
+    """The shop's scorer on one thread, as exported and quantised."""
+    folder = shop_bundle
+    if request.param == "int8 per token":
+        folder = tmp_path_factory.mktemp("int8") / "shop"
+        quantize_bundle(shop_bundle, folder, users=4)
+    return Scorer(Bundle.open(folder), QUESTIONS, threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +177,27 @@ def test_an_as_of_before_the_newest_event_is_refused(request_scorer: RequestScor
     [
         (lambda packed: packed[:-1], "was cut or changed"),
         (lambda packed: packed + b"x", "was cut or changed"),
+        (lambda packed: packed[:77], "was cut or changed"),
+        (lambda packed: packed[:6] + b"\xff\xff" + packed[8:], "was cut or changed"),
+        (lambda packed: packed[:72] + bytes(4) + packed[76:84], "of 0 events"),
         (lambda packed: b"", "are no user state"),
         (lambda packed: b"PK" + packed[2:], "are no user state"),
         (lambda packed: packed[:4] + b"\x02" + packed[5:], "of version 2"),
         (lambda packed: packed[:5] + b"\x07" + packed[6:], "encoding 7"),
         (lambda packed: packed[:8] + bytes(32) + packed[40:], "of bundle 000000000000"),
     ],
-    ids=["cut", "longer", "empty", "another format", "newer", "encoding", "another model"],
+    ids=[
+        "cut",
+        "longer",
+        "header",
+        "modalities",
+        "no events",
+        "empty",
+        "another format",
+        "newer",
+        "encoding",
+        "another model",
+    ],
 )
 def test_other_bytes_are_refused(
     request_scorer: RequestScorer, change: object, message: str
@@ -197,6 +219,66 @@ def test_a_state_of_another_bundle_is_refused(request_scorer: RequestScorer) -> 
 def test_a_bundle_with_its_summary_first_is_refused(scorer: Scorer) -> None:
     """There every event changes the whole state: it says so and names the setting."""
     paper = scorer.manifest.model_copy(update={"appends": False})
-    other = Scorer(replace(scorer.bundle, manifest=paper), QUESTIONS, threads=1)
+    other = Scorer(replace(scorer.bundle, manifest=paper), QUESTIONS, threads=1, device="cpu")
     with pytest.raises(BundleError, match="events first"):
         RequestScorer(other)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (([1, 2], [0, 0], ("soap",), [1.0, 1.0]), "2 times, 2 modalities, 1 texts"),
+        (([1], [0], (None,), [1.0]), "texts as str"),
+        (([1.5], [0], ("soap",), [1.0]), "times are float64"),
+        (([1], [0], ("soap",), [float("nan")]), "NaN or infinite"),
+    ],
+    ids=["unequal", "no text", "fractions", "amount"],
+)
+def test_events_that_cannot_be_read_are_refused(columns: Any, message: str) -> None:
+    """What would end in a wrong number says what was given and what was expected."""
+    with pytest.raises(SpecError, match=message):
+        Events(*columns)
+
+
+def test_events_of_an_unknown_modality_are_refused(request_scorer: RequestScorer) -> None:
+    """The window would drop them without a word."""
+    for modality in (2, -1):
+        events = Events(np.array([1]), np.array([modality]), ("soap",), np.zeros(1, np.float32))
+        with pytest.raises(SpecError, match=rf"modalities \[{modality}\].* has 2"):
+            request_scorer.begin(events)
+
+
+def test_events_come_in_any_order_and_width(request_scorer: RequestScorer) -> None:
+    """Sorted by time, modality, text and amount like the pipeline's, and numbers as it has them."""
+    columns = ([DAY, 0, DAY, 2 * DAY], [0, 1, 0, 0], ("tea", "age old", "soap", "tea"))
+    amounts = [0.1, 0.0, 0.3, 1e7 / 3]
+    given = Events(np.array(columns[0]), np.array(columns[1], np.int16), columns[2], amounts)  # type: ignore[arg-type]
+    assert given.texts == ("age old", "soap", "tea", "tea")
+    assert given.times.tolist() == [0, DAY, DAY, 2 * DAY]
+    backwards = Events(
+        given.times[::-1], given.modality[::-1], given.texts[::-1], given.amounts[::-1]
+    )
+    assert bits(request_scorer.begin(given)) == bits(request_scorer.begin(backwards))
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["profile", "event"])
+def test_a_state_of_one_row_grows_like_any_other(
+    scorer: Scorer, request_scorer: RequestScorer, first: int
+) -> None:
+    """A profile alone, then an event, and the other way round: the bits of both read at once."""
+    rows = [(0, 1, "age old"), (DAY, 0, "soap in home"), (2 * DAY, 0, "bread in food")]
+    if first:
+        rows = [(0, 0, "soap in home"), (DAY, 1, "age old"), (2 * DAY, 0, "bread in food")]
+
+    def events(some: slice) -> Events:
+        times, modality, texts = zip(*rows[some], strict=True)
+        return Events(np.array(times), np.array(modality), texts, np.ones(len(times), np.float32))
+
+    grown = request_scorer.begin(events(slice(1)))
+    for number in (1, 2):
+        grown = request_scorer.append(grown, events(slice(number, number + 1)))
+    whole = request_scorer.begin(events(slice(3)))
+    assert bits(grown) == bits(whole)
+    as_of = 9 * DAY
+    found = request_scorer.answer(grown, as_of).tobytes()
+    assert found == request_scorer.answer(whole, as_of).tobytes()

@@ -47,7 +47,7 @@ def bundle(
 @pytest.fixture(scope="module")
 def scorer(bundle: Bundle) -> Scorer:
     """A scorer of all questions on two threads."""
-    return Scorer(bundle, QUESTIONS, threads=2)
+    return Scorer(bundle, QUESTIONS, threads=2, device="cpu")
 
 
 # So few that windows of random users drop events between one as-of and the next.
@@ -102,7 +102,7 @@ def test_other_scenarios_and_threads_change_no_bit(
     """Asking one question alone on one thread gives the bits of asking all on two."""
     together = score(scorer, users, [61 * DAY])
     for column, question in enumerate(QUESTIONS):
-        single = Scorer(bundle, [question], threads=1)
+        single = Scorer(bundle, [question], threads=1, device="cpu")
         for user, found in score(single, users, [61 * DAY]).items():
             assert found.vectors[:, 0].tobytes() == together[user].vectors[:, column].tobytes()
 
@@ -114,7 +114,7 @@ def test_as_of_times_share_a_prefix_between_two_drops(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, events: int, prefixes: int
 ) -> None:
     """One as-of after each of a user's events: the prefix runs once per beginning of the window."""
-    scorer, runs = Scorer(bundle, QUESTIONS, threads=1), []
+    scorer, runs = Scorer(bundle, QUESTIONS, threads=1, device="cpu"), []
 
     class Counted:
         def run(self, names: list[str], feed: dict[str, Any]) -> Any:
@@ -163,10 +163,14 @@ def test_questions_read_by_their_text_vectors_alone_are_scored(
     pretrained = Bundle.open(sentence_bundle_folder)
     questions = [Question("fresh tomatoes"), Question("wine"), Question(None)]
     shard = histories_of({"a": [(0, 0, 2.0), (DAY, 1, 1.0)]}, [9 * DAY], TINY_MODALITIES)
-    (found,) = Scorer(pretrained, questions, threads=1).score(shard.histories, shard.texts)
+    (found,) = Scorer(pretrained, questions, threads=1, device="cpu").score(
+        shard.histories, shard.texts
+    )
     vectors = found.vectors[0]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-6)
     assert (np.linalg.norm(vectors[:, None] - vectors, axis=-1) + np.eye(3)).min() > 1e-3
     for column, question in enumerate(questions):
-        (single,) = Scorer(pretrained, [question], threads=1).score(shard.histories, shard.texts)
+        (single,) = Scorer(pretrained, [question], threads=1, device="cpu").score(
+            shard.histories, shard.texts
+        )
         assert single.vectors[0, 0].tobytes() == vectors[column].tobytes()

@@ -212,10 +212,11 @@ def _compare(
     spoken = _random_answers(model, (shape[0], shape[3]), generator)
     spoken_feed = dict(zip(_ANSWER_INPUTS, spoken, strict=True))
     answers = sessions["answer"].run(None, spoken_feed)[0]
-    appended = _appended(sessions["prefix"], arrays) if model.config.appends else state
-    again = map(torch.from_numpy, appended)
-    return {
-        "append": max(_gap(a, b) / _size(b) for a, b in zip(state, again, strict=True)),
+    found = {}
+    if model.config.appends:
+        again = map(torch.from_numpy, _appended(sessions["prefix"], arrays))
+        found["append"] = max(_gap(a, b) / _size(b) for a, b in zip(state, again, strict=True))
+    return found | {
         "event": _gap(event, model.event(torch.from_numpy(texts))),
         "prefix": max(_gap(a, b) / _size(b) for a, b in zip(state, torch_state, strict=True)),
         "suffix": _gap(vectors, torch_vectors),

@@ -5,7 +5,8 @@ values in the GPU's memory, bound as outputs of the prefix and as inputs of the 
 vectors come back.
 
 A GPU is used where its driver answers and ONNX Runtime's CUDA provider starts, at float32 without
-TF32. Where a GPU is there and the provider does not start, a warning says so and what it lacks.
+TF32. Where a GPU is there and the provider does not start, a warning says so and what to install.
+Int8 bundles run on the CPU: the CUDA provider has no product for their numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ctypes
 import logging
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -105,12 +106,20 @@ def _past(state: State) -> dict[str, Any]:
 def _start(bundle: Bundle, device: Device) -> tuple[Literal["cpu", "cuda"], list[Any]]:
     """Sessions of prefix and suffix, and the device that they run on."""
     wanted: Literal["cpu", "cuda"] = "cpu"
+    if device not in get_args(Device):
+        raise SpecError(f"device={device!r}, expected one of {list(get_args(Device))}")
+    in_float = bundle.manifest.dtype == "float32"
+    if device == "cuda" and not in_float:
+        raise SpecError(
+            f"device='cuda', but bundle {bundle.manifest.name!r} is {bundle.manifest.dtype}, which "
+            "runs on CPU alone; take the float32 bundle, or device='auto'"
+        )
     if device == "cuda" and not has_gpu():
         raise SpecError(
             "device='cuda', but no NVIDIA driver answers on this machine; install it, or take "
             "device='auto'"
         )
-    if device == "cuda" or (device == "auto" and has_gpu()):
+    if device == "cuda" or (device == "auto" and in_float and has_gpu()):
         wanted = "cuda"
     try:
         return wanted, [bundle.session(graph, wanted) for graph in ("prefix", "suffix")]

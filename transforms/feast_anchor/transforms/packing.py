@@ -37,7 +37,7 @@ def pack(
     Args:
         lengths: events that each piece's prefix reads, at least 1.
         moments: as-of times that ask about it; pieces of one pack have equally many.
-        tokens: of all questions, as they are padded, at one as-of time.
+        tokens: of questions, as they are padded, that run together at one as-of time.
         policy: how much a pack may hold. A piece that is larger has a pack to itself.
 
     Returns:

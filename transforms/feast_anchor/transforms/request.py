@@ -1,8 +1,8 @@
 """Scoring at request time: from a stored user state to vectors, and new events into the state.
 
 The rule: a state that events were appended to is, bit for bit, that of the whole history read at
-once (in float32), and so are the vectors. What cannot keep that promise is refused: an event that
-is not newer than those in the state, and one with which the aligned window drops old events.
+once (in float32, on CPU), and so are the vectors. What cannot keep that promise is refused: an
+event that is not newer than those in the state, and one with which the aligned window drops others.
 """
 
 from __future__ import annotations
@@ -22,12 +22,39 @@ from .user_state import UserState
 
 @dataclass(frozen=True)
 class Events:
-    """Some events of one user in order of time, then modality, text and amount; [N] each."""
+    """Some events of one user, in any order; [N] each, or `SpecError`.
+
+    They are put in the order of the pipeline: time, modality, text, amount.
+    """
 
     times: Ints  # microseconds since the epoch, UTC
-    modality: Ints
+    modality: Ints  # position in the manifest
     texts: tuple[str, ...]
-    amounts: Floats  # float32, 0 where a modality has none
+    amounts: Floats  # 0 where a modality has none
+
+    def __post_init__(self) -> None:
+        times, modality = np.asarray(self.times), np.asarray(self.modality)
+        amounts = np.asarray(self.amounts, dtype=np.float32)  # as the pipeline reads them
+        sizes = {len(times), len(modality), len(self.texts), len(amounts)}
+        if len(sizes) > 1 or not all(isinstance(text, str) for text in self.texts):
+            raise SpecError(
+                f"{len(times)} times, {len(modality)} modalities, {len(self.texts)} texts and "
+                f"{len(amounts)} amounts; expected one of each per event, texts as str"
+            )
+        if len(times) and not all(array.dtype.kind in "iu" for array in (times, modality)):
+            raise SpecError(
+                f"times are {times.dtype} and modalities {modality.dtype}; expected whole numbers: "
+                "microseconds since the epoch (UTC), and positions in the manifest"
+            )
+        if not np.isfinite(amounts).all():
+            raise SpecError("an amount is NaN or infinite; leave the event out, or give it 0")
+        keys = zip(times.tolist(), modality.tolist(), self.texts, amounts.tolist(), strict=True)
+        order = [number for number, _ in sorted(enumerate(keys), key=lambda item: item[1])]
+        at = np.array(order, dtype=np.int64)
+        object.__setattr__(self, "times", times[at].astype(np.int64))
+        object.__setattr__(self, "modality", modality[at].astype(np.int64))
+        object.__setattr__(self, "texts", tuple(self.texts[number] for number in order))
+        object.__setattr__(self, "amounts", amounts[at])
 
     def take(self, at: Ints) -> Events:
         """The events at some positions."""
@@ -43,8 +70,9 @@ class RequestScorer:
         self._scorer, self._manifest = scorer, scorer.manifest
         if not self._manifest.appends:
             raise BundleError(
-                f"bundle {self._manifest.name!r} reads its summary first, so that every event "
-                'changes its whole state; train one with [model] order = "events first"'
+                f"bundle {self._manifest.name!r} cannot append to a state: it reads its summary "
+                "first, or marks runs of a modality without evidence; train one with [model] "
+                'order = "events first" and evidence'
             )
         self.shapes = scorer.graphs.state_shapes
         self._digest = self._manifest.digest  # hashing it takes as long as a small answer
@@ -53,9 +81,9 @@ class RequestScorer:
         """Read a history: the state of its window. Raises `SpecError` without any event."""
         if not len(events.times):
             raise SpecError("a user state of no events; expected at least one")
-        specs = self._manifest.modalities
+        seen, specs = self._counts(events), self._manifest.modalities
         at = window(events.times, events.modality, int(events.times[-1]) + 1, specs)
-        return self._read(events.take(at), self._counts(events), None)
+        return self._read(events.take(at), seen, None)
 
     def append(self, state: UserState, events: Events) -> UserState:
         """The state with later events behind it.
@@ -103,9 +131,7 @@ class RequestScorer:
 
     def unpack(self, packed: bytes) -> UserState:
         """Read a state that `UserState.pack` wrote. Raises `StateError` for any other bytes."""
-        state = UserState.unpack(packed, self.shapes)
-        self._check(state)
-        return state
+        return UserState.unpack(packed, self._digest, self.shapes)
 
     def _read(self, events: Events, seen: tuple[int, ...], past: UserState | None) -> UserState:
         scorer = self._scorer
@@ -129,6 +155,11 @@ class RequestScorer:
 
     def _counts(self, events: Events) -> tuple[int, ...]:
         kinds = len(self._manifest.modalities)
+        unknown = sorted({*events.modality.tolist()} - {*range(kinds)})
+        if unknown:
+            raise SpecError(
+                f"modalities {unknown}; bundle {self._manifest.name!r} has {kinds}, numbered from 0"
+            )
         return tuple(np.bincount(events.modality, minlength=kinds).tolist())
 
     def _check(self, state: UserState) -> None:

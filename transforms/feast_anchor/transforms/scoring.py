@@ -76,8 +76,9 @@ class Scorer:
     ) -> None:
         """Raises `BundleError` for a question the bundle cannot read, `SpecError` for no GPU."""
         self.manifest, self.bundle = bundle.manifest, bundle
-        self.threads = threads or os.cpu_count() or 1
         self.graphs = Graphs(bundle, device)
+        on_gpu = self.graphs.device == "cuda"  # one prepares a pack while another runs
+        self.threads = threads or (2 if on_gpu else os.cpu_count() or 1)
         self.event = bundle.session("event", self.graphs.device)
         self.is_table = np.array([spec.kind == "table" for spec in self.manifest.modalities])
         self.groups, self.prompts = group_questions(
@@ -100,7 +101,7 @@ class Scorer:
                 packs = pack(
                     [piece.events for piece in pieces],
                     [len(piece.out) for piece in pieces],
-                    sum(group.ids.size for group in self.groups),
+                    max(group.ids.size for group in self.groups),
                     self.graphs.policy,
                 )
                 work = [[pieces[number] for number in numbers] for numbers in packs]

@@ -87,27 +87,28 @@ class UserState:
         return b"".join(parts)
 
     @classmethod
-    def unpack(cls, packed: bytes, shapes: Mapping[str, Any]) -> UserState:
-        """Read a packed state; whose it is stands in `bundle`.
+    def unpack(cls, packed: bytes, bundle: str, shapes: Mapping[str, Any]) -> UserState:
+        """Read a packed state of one bundle.
 
         Args:
             packed: what `pack` wrote, in either encoding.
+            bundle: digest of the bundle that is to answer.
             shapes: of the state's tensors by name, with None for the number of events.
 
         Raises:
-            StateError: not a packed state, of another version, or not of its size.
+            StateError: not a packed state, of another version or bundle, or not of its size.
         """
-        fields = _header(packed)
+        fields = _header(packed, bundle)
         encoding, modalities = _ENCODINGS[fields[2]], fields[3]
         rows = fields[10]
-        at = _HEADER.size
-        seen = np.frombuffer(packed, "<u4", modalities, at)
-        at += seen.nbytes
-        if len(packed) != at + _size(shapes, rows, encoding):
+        at = _HEADER.size + 4 * modalities
+        expected = at + _size(shapes, rows, encoding)
+        if len(packed) != expected or rows < 1:
             raise StateError(
-                f"a user state of {rows} events has {at + _size(shapes, rows, encoding)} bytes, "
-                f"got {len(packed)}: it was cut or changed; read the history anew"
+                f"a user state of {rows} events has {expected} bytes, got {len(packed)}: it was "
+                "cut or changed; read the history anew"
             )
+        seen = np.frombuffer(packed, "<u4", modalities, _HEADER.size)
         tensors = {}
         for name, wanted in shapes.items():
             shape = tuple(rows if size is None else size for size in wanted)
@@ -130,7 +131,7 @@ class UserState:
         )
 
 
-def _header(packed: bytes) -> tuple[Any, ...]:
+def _header(packed: bytes, bundle: str) -> tuple[Any, ...]:
     if len(packed) < _HEADER.size or packed[:4] != MAGIC:
         raise StateError(
             f"{len(packed)} bytes beginning with {packed[:4]!r} are no user state, expected "
@@ -141,6 +142,11 @@ def _header(packed: bytes) -> tuple[Any, ...]:
         raise StateError(
             f"a user state of version {fields[1]} and encoding {fields[2]}, this feast-anchor "
             f"reads version {VERSION}; read the history anew"
+        )
+    if fields[4].hex() != bundle:
+        raise StateError(
+            f"a user state of bundle {fields[4].hex()[:12]}…, expected {bundle[:12]}…: another "
+            "model cannot read it; read the history anew with this bundle"
         )
     return fields
 
