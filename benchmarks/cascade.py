@@ -1,7 +1,7 @@
 """The bundle's own graphs as the scorer runs them: one prefix a user, every question behind it.
 
 The one place of the benchmarks that knows what the graphs are called with. Packs are those that the
-scorer's policy for the CPU makes, and a lone question is asked twice, as the scorer does.
+scorer's policy for the CPU makes, and a lone question of one token is asked twice, as there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from feast_anchor.transforms.packing import pack
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-_LEAST = 2  # blocks of one history in one run
+_LEAST = 2  # tokens of questions in one run
 
 
 class Cascade:
@@ -61,7 +61,7 @@ class Cascade:
         found = []
         for start in range(0, blocks, most):
             rows = np.arange(start, min(blocks, start + most))
-            some = take(asked, np.resize(rows, max(_LEAST, len(rows))), histories)
+            some = take(asked, np.resize(rows, max(-(-_LEAST // tokens), len(rows))), histories)
             found.append(self.run_suffix(state, some)[:, : len(rows)])
         return np.concatenate(found, axis=1)
 

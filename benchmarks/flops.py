@@ -29,12 +29,15 @@ class Flops:
         return 2 * (tokens + (c.layers - 1) * (events * self._rest + square))
 
     def suffix(self, events: int, blocks: int, tokens: int) -> int:
-        """Q blocks of L tokens behind a prefix of so many events; one row of the last layer."""
-        c = self.config
-        rows = (c.layers - 1) * tokens + 1  # of queries, attention and MLP in all layers
+        """Q blocks of L tokens behind a prefix of so many events; one row of the last layer.
+
+        What is computed once per question is computed for the first one twice.
+        """
+        c, asked = self.config, blocks + 1
+        rows = blocks * (c.layers - 1) * tokens + asked  # of queries, attention and MLP
         seen = 2 * c.heads * c.head_dim * (events + tokens)
-        decoder = c.layers * tokens * self._key_value + rows * (self._rest + seen)
-        return 2 * blocks * (decoder + self._asked(events))
+        decoder = blocks * c.layers * tokens * self._key_value + rows * (self._rest + seen)
+        return 2 * (decoder + asked * self._asked(events))
 
     def cascade(self, events: int, blocks: int, tokens: int) -> int:
         """One history and Q blocks."""

@@ -2,8 +2,7 @@
 
 The as-of times lie where the window rule lets them share: a window grows from three quarters of its
 budget to all of it before it drops events, and they are spread evenly over that stretch. A prefix
-of its own reads the events before its as-of alone. A lone question is asked twice, as the scorer
-does; so with one question each, separate runs also do more than the ideal by operations counts.
+of its own reads the events before its as-of alone.
 """
 
 from __future__ import annotations

@@ -147,7 +147,9 @@ class Decoder(nn.Module):
         """Run blocks behind the shared prefix.
 
         Each row sees the first `plen` prefix tokens and the rows of its own block up to itself,
-        so padding on the right of a block needs no mask of its own.
+        so padding on the right of a block needs no mask of its own. The kept rows of the first
+        block are computed once more, as a last block: a lone row would be multiplied by another
+        routine, and have other bits than among others.
 
         Args:
             x: decoder inputs [B,Q,L,D].
@@ -156,22 +158,22 @@ class Decoder(nn.Module):
             state: what `prefix` returned.
 
         Returns:
-            Hidden states [B,Q,S,D] after the final norm.
+            Hidden states [B,Q+1,S,D] after the final norm, the last those of the first once more.
         """
         at = torch.arange(x.shape[2], device=x.device)  # [L]
         cos, sin = self._angles(plen.unsqueeze(-1) + at)  # [B,Q,L,d/2]
-        prefix_at = torch.arange(state[0].shape[2], device=x.device)
-        seen = (prefix_at < plen.unsqueeze(-1))[:, None, :, None, None, :]  # [B,1,Q,1,1,P]
         rows = at.expand(x.shape[0], x.shape[1], -1)  # [B,Q,L]
         for index, layer in enumerate(_layers(self.layers)):
             key, value = layer.keys_values(x, cos.unsqueeze(1), sin.unsqueeze(1))  # [B,K,Q,L,d]
             if index + 1 == self.config.layers:
-                rows = keep
                 x = x.gather(2, keep.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))  # [B,Q,S,D]
-                cos, sin = self._angles(plen.unsqueeze(-1) + keep)  # [B,Q,S,d/2]
+                x, rows, plen = (first_again(one) for one in (x, keep, plen))  # Q + 1 from here
+                key, value = first_again(key, 2), first_again(value, 2)
+                cos, sin = self._angles(plen.unsqueeze(-1) + rows)  # [B,Q,S,d/2]
             query = layer.queries(x, cos[:, None, :, None], sin[:, None, :, None])
             past = (state[2 * index], state[2 * index + 1])
             own = (at <= rows.unsqueeze(-1))[:, None, :, None]  # [B,1,Q,1,S,L]
+            seen = _seen(plen, past[0])  # [B,1,Q,1,1,P]
             x = layer.finish(x, _cascade(query, past, (key, value), seen, own))
         hidden: Tensor = self.final_norm(x)
         return hidden
@@ -200,6 +202,17 @@ class Decoder(nn.Module):
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angle = positions.unsqueeze(-1).to(torch.float32) * self.frequencies
         return angle.cos(), angle.sin()
+
+
+def first_again(blocks: Tensor, dim: int = 1) -> Tensor:
+    """Blocks and the first of them once more, along their own axis."""
+    return torch.cat((blocks, blocks.narrow(dim, 0, 1)), dim)
+
+
+def _seen(plen: Tensor, keys: Tensor) -> Tensor:
+    """Which tokens of keys[B,K,P,d] the blocks of plen[B,Q] may see: [B,1,Q,1,1,P]."""
+    at = torch.arange(keys.shape[2], device=keys.device)
+    return (at < plen.unsqueeze(-1))[:, None, :, None, None, :]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import Backbone
-from .decoder import Decoder
+from .decoder import Decoder, first_again
 from .evidence import Evidence
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
 from .manifest import SpecialIds
@@ -154,11 +154,14 @@ class Anchor(nn.Module):
     ) -> Tensor:
         """Embeddings [B,Q,embedding], each of length 1; shapes as in `bundle`."""
         keep = (qlen - 1).clamp(min=0).unsqueeze(-1)  # [B,Q,1]: where <USER_EMB> stands
-        found, summary = self.find_evidence(plen, now, query, state)
-        x = self.suffix_tokens(ids, context, query, found, summary, prompt)
-        hidden = self.decoder.suffix(x, keep, self.lead + plen, state).squeeze(2)  # [B,Q,D]
-        vectors: Tensor = self.readout(hidden, query, found)
-        return vectors
+        # what is computed once per question is computed for the first one twice: see the decoder
+        every = (first_again(one) for one in (plen, now, context, query))
+        all_plen, all_now, all_context, all_query = every  # [B,Q+1,...]
+        found, summary = self.find_evidence(all_plen, all_now, all_query, state)
+        x = self.suffix_tokens(ids, all_context, all_query, found, summary, prompt)
+        hidden = self.decoder.suffix(x, keep, self.lead + plen, state).squeeze(2)  # [B,Q+1,D]
+        vectors: Tensor = self.readout(hidden, all_query, found)
+        return vectors[:, :-1]
 
     def find_evidence(
         self, plen: Tensor, now: Tensor, query: Tensor, state: Sequence[Tensor]
@@ -189,8 +192,8 @@ class Anchor(nn.Module):
     ) -> Tensor:
         """Decoder inputs [B,Q,L,D].
 
-        ids int64 [B,Q,L], context[B,Q,C], query[B,Q,E], found and summary as `find_evidence`
-        gives them, prompt[R,D].
+        ids int64 [B,Q,L]; of at least as many questions context[B,Q,C], query[B,Q,E], found and
+        summary as `find_evidence` gives them; prompt[R,D].
         """
         first = self.special.first_prompt
         words: Tensor = self.words(ids.clamp(max=first - 1))  # [B,Q,L,D]
@@ -202,16 +205,16 @@ class Anchor(nn.Module):
         if summary is not None and self.summary_in is not None:
             told = told + self.summary_in(summary)
         anchor = (ids == self.special.user_emb).unsqueeze(-1).to(x.dtype)  # [B,Q,L,1]
-        return x + anchor * told.unsqueeze(2)
+        return x + anchor * told.narrow(1, 0, ids.shape[1]).unsqueeze(2)
 
     def answer(self, ids: Tensor, length: Tensor, vector: Tensor) -> Tensor:
         """Encode answers without a prefix: ids int64 [A,L], length int64 [A], vector[A,E]."""
         x = self.words(ids).unsqueeze(0)  # [1,A,L,D]
         keep = (length - 1).reshape(1, -1, 1)
         plen = torch.zeros_like(length).unsqueeze(0)
-        hidden = self.decoder.suffix(x, keep, plen, self.decoder.empty_state())  # [1,A,1,D]
-        answers: Tensor = self.readout(hidden[0, :, 0], vector, None)
-        return answers
+        hidden = self.decoder.suffix(x, keep, plen, self.decoder.empty_state())  # [1,A+1,1,D]
+        answers: Tensor = self.readout(hidden[0, :, 0], first_again(vector, 0), None)
+        return answers[:-1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., first_prompt] of hidden states [..., D]."""

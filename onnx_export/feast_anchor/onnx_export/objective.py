@@ -78,7 +78,8 @@ def answer_hidden(
     block = block.scatter(2, rows + 1, tokens)
     found, summary = model.find_evidence(plen, now, query, state)
     x = model.suffix_tokens(block, context, query, found, summary, _no_prompt(model))
-    return model.decoder.suffix(x, rows, model.lead + plen, state), tokens
+    hidden = model.decoder.suffix(x, rows, model.lead + plen, state)[:, :-1]
+    return hidden, tokens
 
 
 def _vectors(

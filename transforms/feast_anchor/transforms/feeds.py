@@ -26,7 +26,7 @@ from feast_anchor.onnx_export.inputs import (
 from feast_anchor.onnx_export.manifest import SpecialIds
 
 _WIDTHS = (1, 2, 4, 8)  # tokens a suffix is padded to; longer ones to a multiple of the last
-_LEAST = 2  # events or blocks in one run: a lone row is multiplied by another routine
+_LEAST = 2  # events, or tokens of questions, in one run: a lone row is multiplied otherwise
 
 Array = np.ndarray[Any, Any]
 
@@ -121,7 +121,8 @@ def suffix_feed(group: Group, moments: Sequence[Sequence[Moment]]) -> dict[str, 
     """
     histories, questions = len(moments), len(group.ids)
     blocks = len(moments[0]) * questions
-    rows = np.resize(np.arange(blocks), max(_LEAST, blocks))
+    least = -(-_LEAST // group.ids.shape[1])
+    rows = np.resize(np.arange(blocks), max(least, blocks))
     moment, question = rows // questions, rows % questions
     plen = np.array([[one.events for one in own] for own in moments], dtype=np.int64)  # [B, S]
     now = np.array([[one.now for one in own] for own in moments], dtype=np.float32)
