@@ -3,8 +3,9 @@
 The law of this module: a vector depends on the user's own events, the as-of time, the scenario
 and the bundle, and on nothing else, to the last bit (on CPU; a GPU rounds as it likes). ONNX
 Runtime's matrix products give a row the same bits whatever rows stand beside it and whatever zeros
-stand behind its sum, with one exception: a lone row or column is multiplied by another routine. So
-no run has fewer than two events or two questions. A question's width is a function of its own
+stand behind its sum, with one exception: a lone row is multiplied by another routine. So no run
+reads fewer than two events or two tokens of questions, and what the suffix computes once per
+question it computes for the first one twice. A question's width is a function of its own
 length, and texts are encoded at widths of their own in fixed batches. What shares a run is then a
 matter of speed alone, and `packing` decides it.
 
