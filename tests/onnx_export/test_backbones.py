@@ -85,7 +85,7 @@ def in_two(backbone: Backbone, ids: Tensor, cut: int) -> Tensor:
     rest = ids.shape[1] - cut
     keep = torch.arange(rest).expand(len(ids), 1, rest)
     plen = torch.full((len(ids), 1), cut)
-    hidden = decoder.suffix(x[:, None, cut:], keep, plen, decoder.prefix(x[:, :cut]))[:, :-1]
+    hidden = decoder.suffix(x[:, None, cut:], keep, plen, decoder.prefix(x[:, :cut]))
     return F.linear(hidden[:, 0], backbone.head)
 
 

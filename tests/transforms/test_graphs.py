@@ -11,6 +11,7 @@ import pytest
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.transforms import graphs, packing
+from feast_anchor.transforms.request import Events, RequestScorer
 from feast_anchor.transforms.scoring import Question, Scorer
 from shop import QUESTIONS, Users, histories_of
 
@@ -55,6 +56,20 @@ def test_a_state_stays_bound_between_prefix_and_suffix(bundle: Bundle) -> None:
     vectors(scorer)
     assert states
     assert not any(isinstance(value, np.ndarray) for state in states for value in state.values())
+
+
+def test_a_state_read_bound_is_continued_bound(bundle: Bundle) -> None:
+    """A request's state comes back as arrays, goes in as past or to be asked, and keeps its bits."""
+    given = Events([0, DAY, 2 * DAY], [1, 0, 0], ("age old", "soap", "tea"), [0.0, 1.0, 2.0])  # type: ignore[arg-type]
+    found = []
+    for bound in (False, True):
+        scorer = Scorer(bundle, QUESTIONS, threads=1, device="cpu")
+        scorer.graphs._bound = bound
+        states = RequestScorer(scorer)
+        first, last = np.arange(2), np.array([2])
+        state = states.append(states.begin(given.take(first)), given.take(last))
+        found.append(states.answer(state, 9 * DAY).tobytes())
+    assert found[0] == found[1]
 
 
 def test_cuda_without_a_driver_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,16 +16,7 @@ import torch
 from torch import Tensor
 
 from .corpus import Corpus
-from .inputs import (
-    EVENT_FEATURES,
-    Clock,
-    Ints,
-    context_features,
-    days_since_first,
-    days_to_as_of,
-    event_features,
-    window,
-)
+from .inputs import EVENT_FEATURES, Ints, Moment, Numbers, window
 from .manifest import ModalitySpec
 from .vocabulary import Words
 
@@ -238,14 +229,15 @@ def _read(corpus: Corpus, snapshot: int, modalities: Sequence[ModalitySpec]) -> 
     at = first + window(events.times[first:last], events.modality[first:last], as_of, modalities)
     times, modality = events.times[at], events.modality[at]
     is_table = np.array([m.kind == "table" for m in modalities])[modality]
-    clock = Clock.of(times, is_table)
+    numbers = Numbers.of(times, events.amounts[at], is_table)
+    moment = Moment.of(numbers.clock, len(times), as_of)
     return _History(
         text=events.text[at],
         modality=modality,
-        features=event_features(times, events.amounts[at], is_table),
-        days=days_since_first(times, is_table, clock),
-        now=days_to_as_of(clock, as_of),
-        context=context_features(clock, as_of),
+        features=numbers.features,
+        days=numbers.days,
+        now=moment.now,
+        context=moment.context,
     )
 
 

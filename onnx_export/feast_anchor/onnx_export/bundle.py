@@ -262,15 +262,17 @@ class Bundle:
         """Fingerprint of the embedding space of one scenario of this bundle."""
         return space_fingerprint(self.manifest, query, self._prompt_sha256(prompt))
 
-    def _prompt_sha256(self, prompt: str | None) -> str | None:
-        if prompt is None:
-            return None
-        if prompt not in self.prompts:
+    def prompt(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A tuned prompt, float32 [tokens, hidden]. Raises `BundleError` for an unknown one."""
+        if name not in self.prompts:
             raise BundleError(
-                f"bundle {self.manifest.name!r} has no prompt {prompt!r}; it has "
+                f"bundle {self.manifest.name!r} has no prompt {name!r}; it has "
                 f"{sorted(self.prompts)}"
             )
-        return hashlib.sha256(self.prompts[prompt].tobytes()).hexdigest()
+        return self.prompts[name]
+
+    def _prompt_sha256(self, prompt: str | None) -> str | None:
+        return None if prompt is None else hashlib.sha256(self.prompt(prompt).tobytes()).hexdigest()
 
 
 def empty_past(prefix: ort.InferenceSession, histories: int) -> dict[str, np.ndarray[Any, Any]]:

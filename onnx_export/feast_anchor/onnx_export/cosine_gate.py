@@ -21,16 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from .bundle import Bundle, empty_past
-from .inputs import (
-    Clock,
-    Floats,
-    Ints,
-    context_features,
-    days_since_first,
-    days_to_as_of,
-    event_features,
-    suffix_ids,
-)
+from .inputs import Clock, Floats, Ints, Moment, Numbers, suffix_ids
 from .manifest import Manifest, ModalitySpec
 from .text import render, template_columns
 
@@ -76,7 +67,7 @@ class Closeness:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Drawn:
     """One history as the graphs read it, and what its questions are told; B = 1."""
 
     prefix: Arrays
@@ -105,7 +96,7 @@ class _Graphs:
         self.prefix, self.suffix = bundle.session("prefix"), bundle.session("suffix")
         self.state = list(bundle.manifest.state)
 
-    def answer(self, reading: Reading) -> Floats:
+    def answer(self, reading: Drawn) -> Floats:
         """Vectors of every question, float32 [1, questions, dim]."""
         history = reading.prefix | empty_past(self.prefix, 1)
         state = self.prefix.run(self.state, _named(self.prefix, history))
@@ -114,7 +105,7 @@ class _Graphs:
         return vectors
 
 
-def draw(bundle: Bundle, users: int, generator: np.random.Generator) -> list[Reading]:
+def draw(bundle: Bundle, users: int, generator: np.random.Generator) -> list[Drawn]:
     """Made-up users of a bundle, each asked the same questions at an as-of of its own."""
     specs = bundle.manifest.modalities
     words = _words(bundle.text_tokenizer)
@@ -173,7 +164,7 @@ def _tokens(tokenizer: Tokenizer, phrase: Sequence[str]) -> list[int]:
 
 def _reading(
     manifest: Manifest, encoded: Floats, asked: Arrays, generator: np.random.Generator
-) -> Reading:
+) -> Drawn:
     """One random user of encoded[M, texts, E]."""
     modality = _modalities(manifest.modalities, generator)
     events = len(modality)
@@ -185,23 +176,22 @@ def _reading(
     amounts = (generator.lognormal(1.0, 1.5, events) * has_amount).astype(np.float32)
     is_table = np.array([spec.kind == "table" for spec in manifest.modalities])[modality]
     seen = int(generator.integers(1, events + 1)) if manifest.shares_prefixes else events
-    clock = Clock.of(times, is_table)
+    numbers = Numbers.of(times, amounts, is_table)
     as_of = int(times[seen - 1] + generator.exponential(20 * _DAY)) + 1
+    moment = Moment.of(Clock.of(times[:seen], is_table[:seen]), seen, as_of)
     number = asked["ids"].shape[1]
-    return Reading(
+    return Drawn(
         prefix={
             "vectors": encoded[modality, text][None],  # [1, T, E]
-            "features": event_features(times, amounts, is_table)[None],
+            "features": numbers.features[None],
             "modality": modality[None],
-            "days": days_since_first(times, is_table, clock)[None],
+            "days": numbers.days[None],
         },
         suffix=asked
         | {
-            "plen": np.full((1, number), seen, dtype=np.int64),
-            "now": np.full((1, number), days_to_as_of(clock, as_of), dtype=np.float32),
-            "context": np.tile(
-                context_features(Clock.of(times[:seen], is_table[:seen]), as_of), (1, number, 1)
-            ),
+            "plen": np.full((1, number), moment.events, dtype=np.int64),
+            "now": np.full((1, number), moment.now),
+            "context": np.tile(moment.context, (1, number, 1)),
         },
     )
 

@@ -148,8 +148,8 @@ class Decoder(nn.Module):
 
         Each row sees the first `plen` prefix tokens and the rows of its own block up to itself,
         so padding on the right of a block needs no mask of its own. The kept rows of the first
-        block are computed once more, as a last block: a lone row would be multiplied by another
-        routine, and have other bits than among others.
+        block are computed twice: a lone row would be multiplied by another routine, and have other
+        bits than among others.
 
         Args:
             x: decoder inputs [B,Q,L,D].
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
             state: what `prefix` returned.
 
         Returns:
-            Hidden states [B,Q+1,S,D] after the final norm, the last those of the first once more.
+            Hidden states [B,Q,S,D] after the final norm.
         """
         at = torch.arange(x.shape[2], device=x.device)  # [L]
         cos, sin = self._angles(plen.unsqueeze(-1) + at)  # [B,Q,L,d/2]
@@ -176,7 +176,7 @@ class Decoder(nn.Module):
             seen = _seen(plen, past[0])  # [B,1,Q,1,1,P]
             x = layer.finish(x, _cascade(query, past, (key, value), seen, own))
         hidden: Tensor = self.final_norm(x)
-        return hidden
+        return hidden[:, :-1]
 
     def empty_state(self) -> tuple[Tensor, ...]:
         """The state of no prefix, for one history and plen = 0: each [1,K,1,d].

@@ -156,6 +156,42 @@ def context_features(clock: Clock, as_of: int) -> Floats:
     )
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """What the prefix reads of events beside their texts and modalities."""
+
+    features: Floats  # [T, F]
+    days: Floats  # [T]
+    clock: Clock  # of these events and of those before them
+
+    @classmethod
+    def of(
+        cls,
+        times: Ints,
+        amounts: Floats,
+        is_table: np.ndarray[Any, Any],
+        before: Clock | None = None,
+    ) -> Numbers:
+        """The numbers of events; arguments as of `event_features`."""
+        clock = Clock.of(times, is_table) if before is None else before.appended(times, is_table)
+        features = event_features(times, amounts, is_table, before)
+        return cls(features, days_since_first(times, is_table, clock), clock)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the suffix is told of one as-of, and how many events of the prefix it may see."""
+
+    events: int
+    now: np.float32  # days from the window's first event
+    context: Floats  # [C]
+
+    @classmethod
+    def of(cls, clock: Clock, events: int, as_of: int) -> Moment:
+        """The as-of in microseconds since the epoch, UTC, behind the events of a clock."""
+        return cls(events, days_to_as_of(clock, as_of), context_features(clock, as_of))
+
+
 def suffix_ids(
     queries: Sequence[Sequence[int]],
     prompts: Sequence[range],

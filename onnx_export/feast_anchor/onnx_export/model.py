@@ -102,9 +102,8 @@ class Anchor(nn.Module):
         """
         events = self.event_in(vectors) + self.event_numbers(features) + member @ self.event_kind
         if self.delimiter is not None:
-            before = F.pad(member, (0, 0, 1, 0))[:, :-1]  # [B,T,M] of the event before, 0 for none
-            if newest is not None:
-                before = torch.cat((newest, member), dim=1)[:, :-1]
+            earlier = torch.zeros_like(member[:, :1]) if newest is None else newest
+            before = torch.cat((earlier, member), dim=1)[:, :-1]  # [B,T,M] of the event before
             first = member * (1.0 - before)  # 1 where a run of one modality begins
             events = events + first @ self.delimiter
         if self.summary is None:
@@ -159,8 +158,8 @@ class Anchor(nn.Module):
         all_plen, all_now, all_context, all_query = every  # [B,Q+1,...]
         found, summary = self.find_evidence(all_plen, all_now, all_query, state)
         x = self.suffix_tokens(ids, all_context, all_query, found, summary, prompt)
-        hidden = self.decoder.suffix(x, keep, self.lead + plen, state).squeeze(2)  # [B,Q+1,D]
-        vectors: Tensor = self.readout(hidden, all_query, found)
+        hidden = self.decoder.suffix(x, keep, self.lead + plen, state).squeeze(2)  # [B,Q,D]
+        vectors: Tensor = self.readout(first_again(hidden), all_query, found)
         return vectors[:, :-1]
 
     def find_evidence(
@@ -212,9 +211,9 @@ class Anchor(nn.Module):
         x = self.words(ids).unsqueeze(0)  # [1,A,L,D]
         keep = (length - 1).reshape(1, -1, 1)
         plen = torch.zeros_like(length).unsqueeze(0)
-        hidden = self.decoder.suffix(x, keep, plen, self.decoder.empty_state())  # [1,A+1,1,D]
-        answers: Tensor = self.readout(hidden[0, :, 0], first_again(vector, 0), None)
-        return answers[:-1]
+        hidden = self.decoder.suffix(x, keep, plen, self.decoder.empty_state())  # [1,A,1,D]
+        answers: Tensor = self.readout(hidden[0, :, 0], vector, None)
+        return answers
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., first_prompt] of hidden states [..., D]."""

@@ -78,8 +78,7 @@ def answer_hidden(
     block = block.scatter(2, rows + 1, tokens)
     found, summary = model.find_evidence(plen, now, query, state)
     x = model.suffix_tokens(block, context, query, found, summary, _no_prompt(model))
-    hidden = model.decoder.suffix(x, rows, model.lead + plen, state)[:, :-1]
-    return hidden, tokens
+    return model.decoder.suffix(x, rows, model.lead + plen, state), tokens
 
 
 def _vectors(

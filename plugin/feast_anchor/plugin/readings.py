@@ -16,13 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_anchor.onnx_export.bundle import Bundle
-from feast_anchor.onnx_export.inputs import (
-    Clock,
-    context_features,
-    days_since_first,
-    days_to_as_of,
-    event_features,
-)
+from feast_anchor.onnx_export.inputs import Moment, Numbers
 from feast_anchor.onnx_export.states import Reading
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import History, build_histories
@@ -83,18 +77,18 @@ def _cuts(history: History, vectors: Array, is_table: Array) -> Iterator[tuple[R
     for cut in history.cuts:
         at = cut.positions
         times, modality = history.times[at], history.modality[at]
-        tables = is_table[modality]
-        clock = Clock.of(times, tables)
+        numbers = Numbers.of(times, history.amounts[at], is_table[modality])
         for as_of in cut.as_of:
+            moment = Moment.of(numbers.clock, len(at), as_of)
             yield (
                 Reading(
                     user=history.user,
                     vectors=vectors[history.text[at]],
-                    features=event_features(times, history.amounts[at], tables),
+                    features=numbers.features,
                     modality=modality,
-                    days=days_since_first(times, tables, clock),
-                    now=days_to_as_of(clock, as_of),
-                    context=context_features(clock, as_of),
+                    days=numbers.days,
+                    now=moment.now,
+                    context=moment.context,
                 ),
                 as_of,
             )

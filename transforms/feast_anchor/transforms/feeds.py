@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 
 from feast_anchor.onnx_export.bundle import Bundle
-from feast_anchor.onnx_export.inputs import (
-    Clock,
-    Floats,
-    Ints,
-    context_features,
-    days_since_first,
-    days_to_as_of,
-    event_features,
-    suffix_ids,
-)
+from feast_anchor.onnx_export.inputs import Clock, Floats, Ints, Moment, Numbers, suffix_ids
 from feast_anchor.onnx_export.manifest import SpecialIds
 
 _WIDTHS = (1, 2, 4, 8)  # tokens a suffix is padded to; longer ones to a multiple of the last
@@ -63,29 +54,8 @@ class Reading:
 
         `before` is the clock of the events that these are appended to.
         """
-        table = is_table[modality]
-        clock = Clock.of(times, table) if before is None else before.appended(times, table)
-        return cls(
-            vectors=vectors,
-            features=event_features(times, amounts, table, before),
-            modality=modality,
-            days=days_since_first(times, table, clock),
-            clock=clock,
-        )
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One as-of time of a prefix: how many of its events count, and what the suffix is told."""
-
-    events: int
-    now: np.float32
-    context: Floats  # [C]
-
-    @classmethod
-    def of(cls, clock: Clock, events: int, as_of: int) -> Moment:
-        """The as-of in microseconds since the epoch, UTC, behind the events of a clock."""
-        return cls(events, days_to_as_of(clock, as_of), context_features(clock, as_of))
+        numbers = Numbers.of(times, amounts, is_table[modality], before)
+        return cls(vectors, numbers.features, modality, numbers.days, numbers.clock)
 
 
 @dataclass(frozen=True)
@@ -191,8 +161,7 @@ def _stack_prompts(bundle: Bundle, questions: Sequence[Question]) -> tuple[Float
     for question in questions:
         size = 0
         if question.prompt is not None:
-            bundle.fingerprint(question.query, question.prompt)  # refuses an unknown prompt
-            prompt = bundle.prompts[question.prompt]
+            prompt = bundle.prompt(question.prompt)
             table.append(prompt.astype(np.float32))
             size = len(prompt)
         rows.append(range(height, height + size))

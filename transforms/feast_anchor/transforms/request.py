@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from feast_anchor.onnx_export.errors import BundleError, SpecError, StateError
-from feast_anchor.onnx_export.inputs import Floats, Ints, window
+from feast_anchor.onnx_export.inputs import Floats, Ints, Moment, window
 
-from .feeds import Moment, Reading, prefix_feed
+from .feeds import Reading, prefix_feed
 from .graphs import State
 from .scoring import Scorer
 from .user_state import UserState

@@ -26,9 +26,9 @@ from functools import partial
 import numpy as np
 
 from feast_anchor.onnx_export.bundle import Bundle
-from feast_anchor.onnx_export.inputs import Clock, Floats, Ints
+from feast_anchor.onnx_export.inputs import Clock, Floats, Ints, Moment
 
-from .feeds import Group, Moment, Question, Reading, group_questions, prefix_feed, suffix_feed
+from .feeds import Group, Question, Reading, group_questions, prefix_feed, suffix_feed
 from .graphs import Device, Graphs, State
 from .histories import Cut, History
 from .packing import pack
