@@ -59,7 +59,7 @@ def test_a_state_stays_bound_between_prefix_and_suffix(bundle: Bundle) -> None:
 
 
 def test_a_state_read_bound_is_continued_bound(bundle: Bundle) -> None:
-    """A request's state comes back as arrays, goes in as past or to be asked, and keeps its bits."""
+    """A request's state comes back as arrays, goes in as past or is asked, and keeps its bits."""
     given = Events([0, DAY, 2 * DAY], [1, 0, 0], ("age old", "soap", "tea"), [0.0, 1.0, 2.0])  # type: ignore[arg-type]
     found = []
     for bound in (False, True):
