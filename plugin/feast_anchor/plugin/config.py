@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.engine import make_url
@@ -15,6 +15,8 @@ from sqlalchemy.exc import ArgumentError
 
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.transforms.graphs import Device
+from feast_anchor.transforms.job import Unchanged
+from feast_anchor.transforms.runners import Shuffle, shuffle_of
 
 
 class EngineConfig(BaseModel):
@@ -25,11 +27,21 @@ class EngineConfig(BaseModel):
     type: str = "feast_anchor.plugin.BeamComputeEngine"
     runner: str = "FnApiRunner"  # a Beam runner's name; DirectRunner may try to download Prism
     options: dict[str, Any] = Field(default_factory=dict)  # Beam pipeline options
+    shuffle: Literal["auto", "local", "beam"] = "auto"  # local where the runner has no good one
     shards: int = Field(default=16, ge=1, le=4096)  # units of work, of memory and of resuming
     threads: int | None = Field(default=None, ge=1)  # scoring threads per worker; all cores
     device: Device = "auto"  # "cpu", "cuda", or whichever is there
+    unchanged: Unchanged = "recompute"  # users without new events in a window that continues
+    max_rejected: float = Field(default=0.1, ge=0, le=1)  # share of events or users; more fails
+    wait_seconds: float = Field(default=60, ge=0)  # for another run of the same view to end
+    retry_seconds: float = Field(default=60, ge=0)  # for an online store to come back
     catalog: str = "sqlite:///data/anchor.db"  # any SQLAlchemy URL
     state: str = "data/anchor"  # folder of the runs' shard manifests and dead letters
+
+    @property
+    def chosen_shuffle(self) -> Shuffle:
+        """The shuffle for this runner. Raises `SpecError` where the wanted one loses rows."""
+        return shuffle_of(self.runner, self.shuffle)
 
     def catalog_url(self, repo: Path) -> str:
         """The catalogue's URL, with a relative SQLite path resolved against the repo."""
@@ -49,6 +61,9 @@ def parse_config(block: Mapping[str, Any]) -> EngineConfig:
     try:
         config = EngineConfig.model_validate(dict(block))
         make_url(config.catalog)
+        shuffle_of(config.runner, config.shuffle)
+    except SpecError:
+        raise
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise SpecError(

@@ -6,13 +6,15 @@ events with the same bundle and window share one job, so a user's history is rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
+from uuid import uuid4
 
+import pyarrow as pa
 from feast import FeatureView, FileSource
 from feast.data_format import ParquetFormat
-from feast.infra.common.materialization_job import MaterializationTask
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_anchor.onnx_export.bundle import Bundle
@@ -27,63 +29,96 @@ from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
 
 
 @dataclass(frozen=True)
-class PlannedView:
-    """One task of ours, planned."""
+class Labels:
+    """The as-of times that a label table asks for: `labels.SCHEMA`, no pair twice."""
 
-    task: MaterializationTask
+    table: pa.Table
+    digest: str  # of its content
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run is asked for: the window it reports, and its as-of times.
+
+    `as_of` are microseconds since the epoch, UTC, ascending, of all users; with `labels` each user
+    has its own, and `as_of` is the newest of them.
+    """
+
+    start: datetime
+    end: datetime
+    as_of: tuple[int, ...]
+    kind: Literal["materialize", "backfill"] = "materialize"
+    labels: Labels | None = None
+
+    @classmethod
+    def window(
+        cls,
+        start: datetime,
+        end: datetime,
+        snapshots: timedelta | None,
+        kind: Literal["materialize", "backfill"] = "materialize",
+    ) -> Wanted:
+        """The end of a window and every snapshot in it. Raises `SpecError` for an odd window."""
+        start, end = _utc(start), _utc(end)
+        moments = as_of_times(start, end, snapshots)
+        return cls(start, end, tuple(micros(moment) for moment in moments), kind)
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    """One view's run, planned."""
+
+    view: FeatureView
+    project: str
+    wanted: Wanted
     spec: ViewSpec
     run: ViewRun
     bundle: str
     sources: tuple[EventSource, ...]
     snapshot: str
-    as_of: tuple[int, ...]
-
-    @property
-    def start(self) -> datetime:
-        """Start of the window, UTC."""
-        return _utc(self.task.start_time)
-
-    @property
-    def end(self) -> datetime:
-        """End of the window, UTC."""
-        return _utc(self.task.end_time)
+    base: str  # fingerprint of all that decides a vector but its question
 
 
 def plan_view(
-    task: MaterializationTask, registry: BaseRegistry, config: EngineConfig, repo: Path
+    view: FeatureView,
+    project: str,
+    wanted: Wanted,
+    registry: BaseRegistry,
+    config: EngineConfig,
+    repo: Path,
 ) -> PlannedView:
-    """Plan one view's materialization.
+    """Plan one run of one view.
 
     Raises:
         SpecError, BundleError, SourceError: what is wrong and what to do, before any work.
     """
-    view = task.feature_view
-    assert isinstance(view, FeatureView)
     spec = spec_of(view)
     folder = repo / spec.bundle
     _check_bundle(view.name, spec, folder)
     key, key_type = join_key(view)
     sources = tuple(
         event_source(
-            decl, registry.get_feature_view(decl.view, task.project), index, key, key_type, repo
+            decl, registry.get_feature_view(decl.view, project), index, key, key_type, repo
         )
         for index, decl in enumerate(spec.events)
     )
     for source in sources:
         check_source(source)
-    start, end = _utc(task.start_time), _utc(task.end_time)
-    as_of = tuple(micros(moment) for moment in as_of_times(start, end, spec.snapshots))
     snapshot = input_snapshot(sources)
-    run_id = canonical_sha256(
-        {
-            "view": [task.project, view.name, spec.model_dump(mode="json")],
-            "input": snapshot,
-            "window": list(as_of),
-            "shards": config.shards,
-        }
-    )[:16]
+    read = {
+        "input": snapshot,
+        "window": list(wanted.as_of),
+        "labels": None if wanted.labels is None else wanted.labels.digest,
+        "shards": config.shards,
+    }
+    said = spec.model_dump(mode="json")
+    run_id = canonical_sha256({"view": [project, view.name, said], **read})[:16]
+    but_scenarios = [project, view.name, {**said, "scenarios": None}]
     run = view_run(view, config.state_folder(repo), run_id)
-    return PlannedView(task, spec, run, str(folder), sources, snapshot, as_of)
+    if wanted.kind == "backfill":
+        run = replace(run, online=False)  # what rankers are served is not of the past
+    base = canonical_sha256({"view": but_scenarios, **read})
+    return PlannedView(view, project, wanted, spec, run, str(folder), sources, snapshot, base)
 
 
 def view_run(view: FeatureView, state: Path, run_id: str) -> ViewRun:
@@ -111,24 +146,35 @@ def view_run(view: FeatureView, state: Path, run_id: str) -> ViewRun:
 def group_jobs(planned: list[PlannedView]) -> list[list[PlannedView]]:
     """Views that can share one pass over the events, in the order they came."""
     groups: dict[object, list[PlannedView]] = {}
-    for view in planned:
-        groups.setdefault((view.bundle, view.sources, view.snapshot, view.as_of), []).append(view)
+    for one in planned:
+        labels = None if one.wanted.labels is None else one.wanted.labels.digest
+        same = (one.bundle, one.sources, one.snapshot, one.wanted.as_of, labels)
+        groups.setdefault(same, []).append(one)
     return list(groups.values())
 
 
-def job_of(group: list[PlannedView], config: EngineConfig) -> Job:
-    """The pipeline's job for views that share a pass."""
+def job_of(group: list[PlannedView], config: EngineConfig, created_after: int = 0) -> Job:
+    """The pipeline's job for views that share a pass.
+
+    Args:
+        created_after: microseconds since the epoch, UTC; created_timestamps are later.
+    """
     first = group[0]
     return Job(
         bundle=first.bundle,
         digest=first.spec.digest,
         sources=first.sources,
         snapshot=first.snapshot,
-        as_of=first.as_of,
+        as_of=first.wanted.as_of,
         shards=config.shards,
         views=tuple(view.run for view in group),
         threads=config.threads,
         device=config.device,
+        shuffle=config.chosen_shuffle,
+        labels=None if first.wanted.labels is None else first.run.state,
+        max_rejected=config.max_rejected,
+        created_after=created_after,
+        attempt=uuid4().hex,
     )
 
 

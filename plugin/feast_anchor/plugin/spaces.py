@@ -7,6 +7,7 @@ their Parquet schema are compared with those the view now declares.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +16,8 @@ from feast import FileSource, RepoConfig
 from feast.data_format import ParquetFormat
 
 from feast_anchor.onnx_export.errors import SpaceError
+from feast_anchor.transforms.files import replace_file
 from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ViewRun
-from feast_anchor.transforms.sinks import replace_file
 
 from .catalog import Catalog, SpaceRecord
 from .spec import ViewSpec
@@ -53,14 +54,18 @@ def prepare_sink(view: str, folder: Path, schema: pa.Schema) -> None:
     """Make sure a view's sink can be joined: refuse another space, write a typed empty part.
 
     Feast's offline stores fail on a folder without any file, and people join right after apply.
+    They also fail on files that lack a column, so rows from before a scenario was added get it as
+    null.
 
     Raises:
         SpaceError: the folder holds rows of other fields or other embedding spaces.
     """
     empty = folder / EMPTY_RUN / "part-00000.parquet"
-    for part in first_parts(folder):
-        if part != empty:
-            check_part(view, schema, part)
+    older = [part.parent for part in first_parts(folder) if part != empty]
+    grown = [run for run in older if check_part(view, schema, next(_parts(run)))]
+    for run in grown:
+        for part in reversed([*_parts(run)]):  # the first part last: it is the one that is asked
+            _add_fields(part, schema)
     replace_file(empty, lambda path: pq.write_table(schema.empty_table(), path))
 
 
@@ -110,24 +115,24 @@ def space_records(project: str, view: str, spec: ViewSpec) -> list[SpaceRecord]:
 
 def first_parts(folder: Path) -> list[Path]:
     """One part of every run in a sink folder: all parts of a run have one schema."""
-    found = [next(iter(sorted(run.glob("part-*.parquet"))), None) for run in folder.glob("run-*")]
+    found = [next(_parts(run), None) for run in folder.glob("run-*")]
     return sorted(part for part in found if part is not None)
 
 
-def check_part(view: str, schema: pa.Schema, part: Path) -> None:
-    """Refuse a part whose fields or embedding spaces are not those of the view's schema."""
+def check_part(view: str, schema: pa.Schema, part: Path) -> bool:
+    """Refuse a part whose fields or embedding spaces are not those of the view's schema.
+
+    Returns:
+        Whether the view has fields that the part has not.
+    """
     stored, declared = _spaces(pq.read_schema(part)), _spaces(schema)
     if stored == declared:
-        return
+        return False
     both = stored.keys() & declared.keys()
     moved = sorted(name for name in both if stored[name] != declared[name])
     added, gone = sorted(declared.keys() - stored.keys()), sorted(stored.keys() - declared.keys())
     if stored and not moved and not gone:
-        raise SpaceError(
-            f"view {view!r}: fields {added} are new, the rows in {part.parent.parent} do not "
-            "have them. Declare them in a second scenario_view with its own name and sink: on the "
-            "same events and bundle it shares the pass, so it costs only its questions"
-        )
+        return True
     raise SpaceError(
         f"view {view!r} would mix embedding spaces in {part.parent.parent}: fields of "
         f"another model, question or answers {moved}, new fields {added}, fields no longer "
@@ -142,3 +147,21 @@ def _spaces(schema: pa.Schema) -> dict[str, str]:
         for field in schema
         if b"space" in (field.metadata or {})
     }
+
+
+def _parts(run: Path) -> Iterator[Path]:
+    return iter(sorted(run.glob("part-*.parquet")))
+
+
+def _add_fields(part: Path, schema: pa.Schema) -> None:
+    rows = pq.read_table(part)
+    columns = [
+        rows.column(field.name) if field.name in rows.column_names else _nulls(field, len(rows))
+        for field in schema
+    ]
+    table = pa.table(columns, schema=schema)
+    replace_file(part, lambda path: pq.write_table(table, path, compression="zstd"))
+
+
+def _nulls(field: pa.Field, rows: int) -> pa.Array:
+    return pa.nulls(rows, field.type)

@@ -126,7 +126,7 @@ def scenario_view(
         dim=model.manifest.dims.embedding,
         events=declared,
         scenarios=tuple(declare(name, scenario, model) for scenario in scenarios),
-        snapshots_seconds=_seconds(snapshots),
+        snapshots_seconds=None if snapshots is None else period(snapshots).total_seconds(),
     )
     columns = [scenario.as_column() for scenario in spec.scenarios]
     rows = row_schema(key.name, ARROW_KEYS[entity.value_type], columns)
@@ -215,15 +215,15 @@ def _check_timezone(name: str) -> None:
         ) from error
 
 
-def _seconds(period: str | timedelta | None) -> float | None:
-    if period is None:
-        return None
-    if isinstance(period, str):
-        match = _PERIOD.fullmatch(period)
+def period(given: str | timedelta) -> timedelta:
+    """A period such as "7d" or "12h". Raises `SpecError` for anything else, or none at all."""
+    length = given
+    if isinstance(length, str):
+        match = _PERIOD.fullmatch(length)
         if match is None:
-            raise SpecError(f"snapshots={period!r}, expected days or hours such as '7d' or '12h'")
+            raise SpecError(f"snapshots={given!r}, expected days or hours such as '7d' or '12h'")
         size, unit = int(match[1]), match[2]
-        period = timedelta(days=size) if unit == "d" else timedelta(hours=size)
-    if period <= timedelta(0):
-        raise SpecError(f"snapshots={period!r}, expected a positive period such as '7d'")
-    return period.total_seconds()
+        length = timedelta(days=size) if unit == "d" else timedelta(hours=size)
+    if length <= timedelta(0):
+        raise SpecError(f"snapshots={given!r}, expected a positive period such as '7d'")
+    return length

@@ -8,7 +8,7 @@ amount), so neither the order in which files were read nor any other user can ch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,6 +30,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _GRID_ORIGIN = datetime(1970, 1, 5, tzinfo=UTC)
 _MOST_SNAPSHOTS = 10_000  # as-of times of one run; all vectors of a shard are held in memory
 _ORDER = [(name, "ascending") for name in ("user", "event_timestamp", "modality", "text", "amount")]
+
+# When vectors are wanted, in microseconds since the epoch, UTC, ascending: the same for all users,
+# or each user's own; then users without an entry are not asked about.
+AsOf = Sequence[int] | Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,32 @@ class History:
 
 @dataclass(frozen=True)
 class Books:
-    """What came in and where it went. `balances()` is the promise that nothing was lost."""
+    """What came in and where it went. `balances()` is the promise that nothing was lost.
+
+    A label is one (user, as-of) pair of a label table; other runs have none.
+    """
 
     events_in: int
     events_used: int  # read by at least one vector
     events_rejected: int
-    events_outside: int  # at or after the last as-of
+    events_outside: int  # at or after the user's last as-of, or of a user not asked about
     events_over_budget: int  # older than the token budget of every as-of
     users_in: int
     users_embedded: int
     users_rejected: int
+    users_unchanged: int = 0  # no new event since their newest vector, which stands
+    events_unchanged: int = 0  # what those vectors read
+    labels_in: int = 0
+    labels_rejected: int = 0
 
     def balances(self) -> bool:
         """True when events and users in equal those out plus those rejected."""
-        out = self.events_used + self.events_rejected + self.events_outside
+        used = self.events_used + self.events_unchanged
         return (
-            self.events_in == out + self.events_over_budget
-            and self.users_in == self.users_embedded + self.users_rejected
+            self.events_in
+            == used + self.events_rejected + self.events_outside + self.events_over_budget
+            and self.users_in == self.users_embedded + self.users_unchanged + self.users_rejected
+            and 0 <= self.labels_rejected <= self.labels_in
         )
 
 
@@ -83,12 +96,14 @@ class ShardHistories:
     rejected_events: pa.Table  # ROW_SCHEMA
     rejected_users: dict[str, str]  # user -> reason
     books: Books
+    rejected_labels: tuple[tuple[str, int, str], ...] = ()  # user, as-of, reason
 
     @property
     def rejections(self) -> dict[str, int]:
-        """Rows per reason, as "event:reason" and "user:reason"."""
+        """Rows per reason, as "event:reason", "user:reason" and "label:reason"."""
         counts = Counter(f"event:{r}" for r in self.rejected_events.column("rejected").to_pylist())
         counts.update(f"user:{reason}" for reason in self.rejected_users.values())
+        counts.update(f"label:{reason}" for _, _, reason in self.rejected_labels)
         return dict(sorted(counts.items()))
 
 
@@ -126,52 +141,101 @@ def micros(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
-def build_histories(
-    rows: pa.Table, as_of: Sequence[int], specs: Sequence[ModalitySpec]
-) -> ShardHistories:
+def build_histories(rows: pa.Table, as_of: AsOf, specs: Sequence[ModalitySpec]) -> ShardHistories:
     """Group one shard's rows into histories cut at each as-of time.
 
     Args:
         rows: `ROW_SCHEMA`, in any order.
-        as_of: microseconds since the epoch, UTC, ascending.
+        as_of: of all users, or of each user that is asked about.
         specs: the manifest's modalities.
 
     Returns:
         Histories in the order of their users; users without any cut are rejected with a reason.
     """
+    labels = as_of if isinstance(as_of, Mapping) else None
+    moments_of = _moments_of(as_of)
     good = rows.filter(pc.is_null(rows.column("rejected"))).sort_by(_ORDER).combine_chunks()
     bad = rows.filter(pc.is_valid(rows.column("rejected")))
     texts, text_of = np.unique(np.asarray(good.column("text"), dtype=object), return_inverse=True)
     histories: list[History] = []
-    rejected = {user: NO_USABLE_EVENT for user in pc.unique(bad.column("user")).to_pylist() if user}
+    rejected = _without_events(bad, labels)
     used = outside = over_budget = 0
-    for history in _users(good, text_of.astype(np.int64), as_of, specs):
-        rejected.pop(history.user, None)
-        late = int((history.times >= as_of[-1]).sum())
-        read = _count_read(history)
+    for history in _users(good, text_of.astype(np.int64), moments_of, specs):
+        moments = moments_of(history.user)
+        late = int((history.times >= moments[-1]).sum()) if moments else len(history.times)
+        read = events_read(history)
         outside, used = outside + late, used + read
         over_budget += len(history.times) - late - read
+        if not moments:
+            continue
         if history.cuts:
+            rejected.pop(history.user, None)
             histories.append(history)
         else:
             rejected[history.user] = NO_EVENT_BEFORE_AS_OF
+    unanswered = _unanswered(histories, labels)
     books = Books(
         events_in=rows.num_rows,
         events_used=used,
         events_rejected=bad.num_rows,
         events_outside=outside,
         events_over_budget=over_budget,
-        users_in=len({*pc.unique(rows.column("user")).to_pylist()} - {None, ""}),
+        users_in=len(_keys(rows)) if labels is None else len(labels),
         users_embedded=len(histories),
         users_rejected=len(rejected),
+        labels_in=sum(map(len, (labels or {}).values())),
+        labels_rejected=len(unanswered),
     )
-    return ShardHistories(
-        tuple(histories), tuple(texts), bad, dict(sorted(rejected.items())), books
+    reasons = dict(sorted(rejected.items()))
+    return ShardHistories(tuple(histories), tuple(texts), bad, reasons, books, unanswered)
+
+
+def events_read(history: History) -> int:
+    """How many of a history's events at least one of its cuts reads."""
+    read: np.ndarray[Any, Any] = np.zeros(len(history.times), dtype=bool)
+    for cut in history.cuts:
+        read[cut.positions] = True
+    return int(read.sum())
+
+
+def _moments_of(as_of: AsOf) -> Callable[[str], Sequence[int]]:
+    if isinstance(as_of, Mapping):
+        of_users = as_of
+        return lambda user: of_users.get(user, ())
+    everyone = as_of
+    return lambda user: everyone
+
+
+def _keys(rows: pa.Table) -> set[str]:
+    return {*pc.unique(rows.column("user")).to_pylist()} - {None, ""}
+
+
+def _without_events(bad: pa.Table, labels: Mapping[str, Sequence[int]] | None) -> dict[str, str]:
+    """Users that would be rejected if none of the usable rows were theirs, with the reason."""
+    asked = _keys(bad) if labels is None else set(labels)
+    return dict.fromkeys(asked, NO_USABLE_EVENT)
+
+
+def _unanswered(
+    histories: Sequence[History], labels: Mapping[str, Sequence[int]] | None
+) -> tuple[tuple[str, int, str], ...]:
+    """Labels that get no row: their user had no event before the as-of."""
+    if labels is None:
+        return ()
+    answered = {one.user: {m for cut in one.cuts for m in cut.as_of} for one in histories}
+    return tuple(
+        (user, moment, NO_EVENT_BEFORE_AS_OF)
+        for user in sorted(labels)
+        for moment in labels[user]
+        if moment not in answered.get(user, ())
     )
 
 
 def _users(
-    good: pa.Table, text_of: Ints, as_of: Sequence[int], specs: Sequence[ModalitySpec]
+    good: pa.Table,
+    text_of: Ints,
+    moments_of: Callable[[str], Sequence[int]],
+    specs: Sequence[ModalitySpec],
 ) -> Iterator[History]:
     users = good.column("user").combine_chunks().dictionary_encode()
     codes = users.indices.to_numpy(zero_copy_only=False)
@@ -182,13 +246,14 @@ def _users(
     ends = np.append(starts, len(codes))[1:]
     for start, end in zip(starts, ends, strict=True):
         part = slice(int(start), int(end))
+        user = users.dictionary[codes[start]].as_py()
         yield History(
-            user=users.dictionary[codes[start]].as_py(),
+            user=user,
             times=times[part],
             modality=modality[part],
             text=text_of[part],
             amounts=amounts[part],
-            cuts=_cuts(times[part], modality[part], as_of, specs),
+            cuts=_cuts(times[part], modality[part], moments_of(user), specs),
         )
 
 
@@ -205,10 +270,3 @@ def _cuts(
         Cut(window(times, modality, moments[0], specs), tuple(moments))
         for moments in grouped.values()
     )
-
-
-def _count_read(history: History) -> int:
-    read: np.ndarray[Any, Any] = np.zeros(len(history.times), dtype=bool)
-    for cut in history.cuts:
-        read[cut.positions] = True
-    return int(read.sum())

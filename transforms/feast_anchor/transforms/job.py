@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -57,12 +58,21 @@ def row_schema(key: str, key_type: str, scenarios: Sequence[ScenarioColumn]) -> 
     return pa.schema(fields)
 
 
+# What becomes of users without a new event since their newest vector. "recompute" is right at every
+# instant, because a vector also knows how long ago the last event was; the others are cheaper.
+Unchanged = Literal["recompute", "restamp", "leave"]
+
+
 @dataclass(frozen=True)
 class ViewRun:
     """One view's share of a job: what to compute and where to put it.
 
     `run_id` is the fingerprint of bundle, spec, input snapshot and window, so a rerun finds its
     own finished shards and never another run's.
+
+    `earlier` is the id of the run that ended where this one's window begins; users whose history
+    is as it was then are treated as `unchanged` says. `same` is the id of a finished run over the
+    same input and as-of times, `taken` the scenarios whose vectors are taken from its rows.
     """
 
     run_id: str
@@ -73,6 +83,19 @@ class ViewRun:
     sink: str  # folder of the offline parts
     state: str  # folder of this run's shard manifests and dead letters
     online: bool
+    unchanged: Unchanged = "recompute"
+    earlier: str | None = None
+    same: str | None = None
+    taken: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> tuple[ScenarioColumn, ...]:
+        """The scenarios whose vectors this run computes."""
+        return tuple(one for one in self.scenarios if one.name not in self.taken)
+
+    def other(self, run_id: str) -> ViewRun:
+        """Another run of the same view, to find its files."""
+        return replace(self, run_id=run_id, state=str(self.state_folder.parent / f"run-{run_id}"))
 
     @property
     def schema(self) -> pa.Schema:
@@ -93,8 +116,18 @@ class Job:
     digest: str  # Manifest.digest the bundle must have
     sources: tuple[EventSource, ...]
     snapshot: str  # `events.input_snapshot` of the sources, as the run ids were made from it
-    as_of: tuple[int, ...]  # microseconds since the epoch, UTC, ascending
+    as_of: tuple[int, ...]  # microseconds since the epoch, UTC, ascending; of all users
     shards: int
     views: tuple[ViewRun, ...]
     threads: int | None = None  # per worker; None means one per core
     device: Device = "auto"
+    shuffle: Literal["local", "beam"] = "local"
+    labels: str | None = None  # folder of `labels.save`: each user's own as-of times
+    max_rejected: float = 1.0  # a larger share of rejected events or users fails the job
+    created_after: int = 0  # created_timestamps are later than this, whatever the clock says
+    attempt: str = ""  # names this execution; a repetition of the job has another
+
+    @property
+    def before(self) -> int:
+        """Events at or after this instant cannot be read by any vector; microseconds, UTC."""
+        return self.as_of[-1]

@@ -1,34 +1,41 @@
-"""The Beam pipeline: read tables, shuffle by user shard, score, write.
+"""The Beam pipeline: bring each user's events together, score, and publish what came out right.
 
-    Create(read tasks) -> Reshuffle -> ReadRows -> (shard, Arrow bytes) -> GroupByKey -> ScoreShard
+    local shuffle    driver: read, partition on disk
+                     Create(shards) -> Reshuffle -> ScoreStored
+    Beam shuffle     Create(read tasks) -> Reshuffle -> ReadRows -> (shard, Arrow bytes)
+                     -> GroupByKey -> ScoreGrouped
+    then             driver: books of all shards -> publish offline
+                     Create(shards) -> Reshuffle -> PublishOnline
 
-The element is an Arrow table (as an IPC stream), not a row: Beam's cost per element then hardly
-counts. One shard is one unit of work, of memory and of retry. ScoreShard does its own I/O in the
-order that `sinks` lays down, so a run killed anywhere is resumed by running it again.
+The element is a shard number or an Arrow table (as an IPC stream), never a row: Beam's cost per
+element then hardly counts. One shard is one unit of work, of memory and of retry. All workers do
+their own I/O in the order that `manifests` lays down, so a run killed anywhere is resumed by
+running it again.
 """
 
 # No `from __future__ import annotations` here: Beam reads the annotations of DoFns as types.
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BooksError
-from feast_anchor.onnx_export.inputs import Floats
 
-from . import sinks
+from . import books, manifests, sinks
 from .events import ROW_SCHEMA, ReadTask, input_snapshot, read, read_tasks
-from .histories import ShardHistories, build_histories
-from .job import Job, ViewRun
-from .scoring import Question, Scorer
+from .job import Job
+from .local_shuffle import Shuffled, rejected_rows, shard_rows, shuffle
+from .runners import beam_runner, pipeline_options, threads_of
+from .shard_work import ShardWork
 from .shards import from_bytes, partition, to_bytes
-from .zeroshot import Answers, score_axes
+
+Report = Callable[[str], None]
 
 
 def run_job(
@@ -36,17 +43,92 @@ def run_job(
     online: sinks.OnlineWriterFactory | None,
     runner: str = "FnApiRunner",
     options: Mapping[str, Any] | None = None,
+    report: Report = lambda text: None,
+    guard: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a job to its end; on return every shard of every view has its manifest.
+    """Run a job to its end; on return all rows of every view are published.
+
+    Args:
+        report: told in a few words what is going on between shards.
+        guard: called before anything is published; what it raises stops the job.
 
     Raises:
-        BooksError: the shards together did not see exactly the rows of unchanged files.
+        BooksError: the shards together did not see exactly the rows of unchanged tables, or more
+            was rejected than `Job.max_rejected` allows. Nothing was published.
         RunError and Beam's own errors: a worker failed. Finished shards are kept.
     """
+    settings = pipeline_options(runner, options or {})
+    job = replace(job, threads=threads_of(job.threads, settings))
     for run in job.views:
-        sinks.clear_temporaries(run)
+        manifests.clear_temporaries(run)
+
+    def pipeline() -> beam.Pipeline:
+        chosen = PipelineOptions.from_dictionary(settings)
+        return beam.Pipeline(runner=beam_runner(runner), options=chosen)
+
     tasks = read_tasks(job.sources)
-    with beam.Pipeline(runner=runner, options=PipelineOptions.from_dictionary(options or {})) as p:
+    if not _all_finished(job):
+        if job.shuffle == "local":
+            _score_stored(job, tasks, pipeline, report)
+        else:
+            _score_grouped(job, tasks, pipeline, report)
+    _check_outcome(job, sum(task.rows for task in tasks))
+    guard()
+    report("publishing")
+    for run in job.views:
+        manifests.publish(run)
+    if online is not None and any(run.online for run in job.views):
+        _publish_online(job, online, pipeline)
+    shutil.rmtree(_shuffle_folder(job), ignore_errors=True)
+
+
+def _all_finished(job: Job) -> bool:
+    return all(
+        manifests.finished(run, shard) is not None
+        for run in job.views
+        for shard in range(job.shards)
+    )
+
+
+def _shuffle_folder(job: Job) -> Path:
+    first = min(job.views, key=lambda run: run.run_id)
+    return first.state_folder.parent / f"shuffle-{first.run_id}"
+
+
+def _score_stored(
+    job: Job, tasks: Sequence[ReadTask], pipeline: Callable[[], beam.Pipeline], report: Report
+) -> None:
+    total = sum(task.rows for task in tasks)
+    folder = _shuffle_folder(job)
+
+    def read_so_far(rows: int) -> None:
+        report(f"reading events, {rows:,} of {total:,}")
+
+    found = shuffle(job.sources, tasks, job.shards, folder, read_so_far)
+    _check_shuffled(job, found, folder)
+    report("scoring")
+    with pipeline() as p:
+        _ = (
+            p
+            | "Shards" >> beam.Create(range(job.shards))
+            | beam.Reshuffle()
+            | "ScoreStored" >> beam.ParDo(ScoreStored(job, str(folder))).with_output_types(int)
+        )
+
+
+def _check_shuffled(job: Job, found: Shuffled, folder: Path) -> None:
+    """Bad input is known here already: refuse it before the expensive part."""
+    reason = books.too_many("events", found.rejected, found.rows, job.max_rejected)
+    if reason:
+        kept = [books.keep_rejected(run, rejected_rows(folder, job.shards)) for run in job.views]
+        raise BooksError(f"{books.names(job)}: {reason}. The rejected rows are in {kept[0]}")
+
+
+def _score_grouped(
+    job: Job, tasks: Sequence[ReadTask], pipeline: Callable[[], beam.Pipeline], report: Report
+) -> None:
+    report("reading events")
+    with pipeline() as p:
         tables = (
             p
             | "ReadTasks" >> beam.Create(range(len(tasks)))
@@ -59,34 +141,43 @@ def run_job(
             (tables, shards)
             | beam.Flatten()
             | beam.GroupByKey()
-            | "ScoreShard" >> beam.ParDo(ScoreShard(job, online)).with_output_types(int)
+            | "ScoreGrouped" >> beam.ParDo(ScoreGrouped(job)).with_output_types(int)
         )
-    _check_outcome(job, sum(task.rows for task in tasks))
+
+
+def _publish_online(
+    job: Job, online: sinks.OnlineWriterFactory, pipeline: Callable[[], beam.Pipeline]
+) -> None:
+    with pipeline() as p:
+        _ = (
+            p
+            | "Published" >> beam.Create(range(job.shards))
+            | beam.Reshuffle()
+            | "PublishOnline" >> beam.ParDo(PublishOnline(job, online)).with_output_types(int)
+        )
+    books.check_published(job)
 
 
 def _check_outcome(job: Job, rows: int) -> None:
-    """Every row of unchanged files came by in exactly one shard: some runners lose data silently.
+    """Every row of unchanged tables came by in exactly one shard: some runners lose data silently.
 
     Shards that cannot be trusted are taken back, or a rerun would believe them.
     """
     wrong = None
     if input_snapshot(job.sources) != job.snapshot:
-        wrong = "the event files changed after it was planned"
-    for run in job.views:
-        done = [sinks.finished(run, shard) for shard in range(job.shards)]
-        seen = sum(manifest.events_in for manifest in done if manifest is not None)
-        if None in done:
-            wrong = wrong or f"only {job.shards - done.count(None)} of {job.shards} shards came out"
-        elif seen != rows:
-            wrong = wrong or f"it read {rows} rows but its shards saw {seen}"
+        wrong = "the event tables changed after it was planned"
+    wrong = wrong or books.missing(job, rows)
     if wrong:
         for run in job.views:
-            sinks.discard(run, job.shards)
-        runs = ", ".join(f"{run.run_id} of {run.view!r}" for run in job.views)
+            manifests.discard(run, job.shards)
+        shutil.rmtree(_shuffle_folder(job), ignore_errors=True)
         raise BooksError(
-            f"run {runs}: {wrong}, so the rows it wrote offline were taken back. Run it again on "
-            "files that stay as they are, with the runner FnApiRunner"
+            f"{books.names(job)}: {wrong}, so nothing was published. Run it again on tables that "
+            "stay as they are, with the runner FnApiRunner"
         )
+    reason = books.rejected_too_many(job)
+    if reason:
+        raise BooksError(f"{books.names(job)}: {reason}")
 
 
 class ReadRows(beam.DoFn):
@@ -104,105 +195,53 @@ class ReadRows(beam.DoFn):
                 yield shard, to_bytes(part)
 
 
-class ScoreShard(beam.DoFn):
-    """Build, score and write one shard for every view of the job."""
+class ScoreGrouped(beam.DoFn):
+    """Finish one shard from the tables that Beam brought together."""
 
-    def __init__(self, job: Job, online: sinks.OnlineWriterFactory | None) -> None:
-        self._job = job
-        self._online_factory = online
-        self._scorer: Scorer | None = None
-        self._axes: dict[Answers, Floats] = {}
-        self._online: sinks.OnlineWriter | None = None
+    def __init__(self, job: Job) -> None:
+        self._work = ShardWork(job)
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[int]:
-        """Finish one shard; yields the number of rows written offline."""
+        """Yield the number of rows written."""
         shard, blobs = element
-        waiting = []
+        yield self._work.finish(shard, lambda: from_bytes(blobs, ROW_SCHEMA))
+
+
+class ScoreStored(beam.DoFn):
+    """Finish one shard from the local shuffle's file."""
+
+    def __init__(self, job: Job, folder: str) -> None:
+        self._work = ShardWork(job)
+        self._folder = folder
+
+    def process(self, element: int) -> Iterator[int]:
+        """Yield the number of rows written."""
+        yield self._work.finish(element, lambda: shard_rows(Path(self._folder), element))
+
+
+class PublishOnline(beam.DoFn):
+    """Write the online rows of one shard, from its published parts.
+
+    A finished shard is written again too: whoever runs a window again may have emptied the online
+    store since.
+    """
+
+    def __init__(self, job: Job, online: sinks.OnlineWriterFactory) -> None:
+        self._job = job
+        self._factory = online
+        self._writer: sinks.OnlineWriter | None = None
+
+    def process(self, element: int) -> Iterator[int]:
+        """Yield the number of rows written."""
+        if self._writer is None:
+            self._writer = self._factory()
         for run in self._job.views:
-            done = sinks.finished(run, shard)
-            if done is None:
-                waiting.append(run)
-            else:
-                self._publish_again(run, done)
-        if waiting:
-            yield self._compute(shard, from_bytes(blobs, ROW_SCHEMA), waiting)
-
-    def _compute(self, shard: int, rows: pa.Table, waiting: list[ViewRun]) -> int:
-        began = time.monotonic()
-        scorer = self._scorer_of_job()
-        histories = build_histories(rows, self._job.as_of, scorer.manifest.modalities)
-        if not histories.books.balances():
-            raise BooksError(f"shard {shard}: the books do not balance: {histories.books}")
-        scored = list(scorer.score(histories.histories, histories.texts))
-        created = time.time_ns() // 1000
-        questions = _questions(self._job)
-        written = 0
-        for run in waiting:
-            columns = [questions.index(scenario.question) for scenario in run.scenarios]
-            table = sinks.rows_table(run, columns, scored, created, self._axes)
-            self._write(run, shard, table, histories, began)
-            written += len(table)
-        return written
-
-    def _write(
-        self, run: ViewRun, shard: int, rows: pa.Table, histories: ShardHistories, began: float
-    ) -> None:
-        part = sinks.write_part(run, shard, rows)
-        names = [spec.name for spec in self._scorer_of_job().manifest.modalities]
-        dead = sinks.write_dead_letters(run, shard, histories, names)
-        online = self._publish(run, rows)
-        books = histories.books
-        sinks.ShardManifest(
-            run_id=run.run_id,
-            view=run.view,
-            shard=shard,
-            users_in=books.users_in,
-            users_embedded=books.users_embedded,
-            users_rejected=books.users_rejected,
-            events_in=books.events_in,
-            events_used=books.events_used,
-            events_rejected=books.events_rejected,
-            events_outside=books.events_outside,
-            events_over_budget=books.events_over_budget,
-            rows_offline=rows.num_rows,
-            rows_online=online,
-            rejected=histories.rejections,
-            seconds=time.monotonic() - began,
-            part=str(part),
-            dead_letters=None if dead is None else str(dead),
-        ).save(run.state_folder)
-
-    def _publish(self, run: ViewRun, rows: pa.Table) -> int:
-        if not run.online or self._online_factory is None:
-            return 0
-        if self._online is None:
-            self._online = self._online_factory()
-        return self._online.write(run.view, sinks.newest_per_user(run, rows))
-
-    def _publish_again(self, run: ViewRun, done: sinks.ShardManifest) -> None:
-        """Write a finished shard's online rows once more, from its part.
-
-        Whoever runs a window again may have emptied the online store since, and a finished shard
-        costs only this write.
-        """
-        self._publish(run, pq.read_table(done.part, schema=run.schema))
-
-    def _scorer_of_job(self) -> Scorer:
-        if self._scorer is None:
-            bundle = Bundle.open(self._job.bundle, expect_digest=self._job.digest)
-            self._axes = score_axes(bundle, _answers(self._job))
-            self._scorer = Scorer(
-                bundle, _questions(self._job), self._job.threads, self._job.device
+            done, part = manifests.finished(run, element), manifests.finished_part(run, element)
+            if not run.online or done is None or part is None:
+                continue
+            rows = sinks.newest_per_user(run, pq.read_table(part, schema=run.schema))
+            written = self._writer.write(run.view, rows)
+            replace(done, rows_online=written, published_by=self._job.attempt).save(
+                run.state_folder
             )
-        return self._scorer
-
-
-def _questions(job: Job) -> list[Question]:
-    """Every distinct question of the job's views, in a fixed order."""
-    return list(dict.fromkeys(s.question for run in job.views for s in run.scenarios))
-
-
-def _answers(job: Job) -> list[Answers]:
-    """The answers of every score of the job's views."""
-    scenarios = [scenario for run in job.views for scenario in run.scenarios]
-    return [scenario.score.answers for scenario in scenarios if scenario.score is not None]
+            yield written

@@ -1,20 +1,8 @@
-"""Where a shard's results go, in an order that survives a kill at any instant.
-
-    offline part    temporary file, then rename      part-00003.parquet
-    dead letters    temporary file, then rename      dead-00003.parquet
-    online rows     keyed upsert, newest as-of only
-    shard manifest  temporary file, then rename      shard-00003.json      <- last
-
-A shard without a manifest is not done and is computed again; every step overwrites what a dead
-attempt left, so nothing stands twice. A shard with a manifest is never computed again.
-"""
+"""A shard's results as rows, parts and dead letters, and the writers that take them online."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -27,12 +15,15 @@ import pyarrow.parquet as pq
 from feast_anchor.onnx_export.inputs import Floats
 
 from .events import ROW_SCHEMA
+from .files import replace_file
 from .histories import ShardHistories
 from .job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, HISTORY_END, ViewRun
+from .manifests import dead_letter_path, staged_path
 from .scoring import UserVectors
 from .zeroshot import Answers, scores
 
-# A rejected event (or user, then without the event's columns), with its modality by name.
+# A rejected event with its modality by name, or a rejected user, or a label without a row: then the
+# event's columns are null, but for the as-of that the label asked for.
 DEAD_SCHEMA = pa.schema(
     [
         pa.field("kind", pa.string()),
@@ -50,100 +41,6 @@ class OnlineWriter(Protocol):
 
 
 OnlineWriterFactory = Callable[[], OnlineWriter]
-
-
-@dataclass(frozen=True)
-class ShardManifest:
-    """The record that a shard of a run is done, and what happened in it. Times in seconds."""
-
-    run_id: str
-    view: str
-    shard: int
-    users_in: int
-    users_embedded: int
-    users_rejected: int
-    events_in: int
-    events_used: int
-    events_rejected: int
-    events_outside: int
-    events_over_budget: int
-    rows_offline: int
-    rows_online: int
-    rejected: dict[str, int]
-    seconds: float
-    part: str  # path of the offline part
-    dead_letters: str | None  # path of the dead-letter file
-
-    def save(self, folder: Path) -> None:
-        """Write it: from here on the shard counts as done."""
-        text = json.dumps(asdict(self), indent=1, sort_keys=True)
-        replace_file(shard_path(folder, self.shard), lambda p: p.write_text(text, "utf-8"))
-
-    @classmethod
-    def load(cls, folder: Path, shard: int) -> ShardManifest | None:
-        """The manifest of a finished shard; None if it is not done or cannot be read."""
-        try:
-            text = shard_path(folder, shard).read_text("utf-8")
-            return cls(**json.loads(text))
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
-            return None
-
-
-def finished(run: ViewRun, shard: int) -> ShardManifest | None:
-    """The manifest of a shard that is done and whose part stands in the view's sink, else None."""
-    manifest = ShardManifest.load(run.state_folder, shard)
-    part = part_path(run, shard)
-    done = manifest is not None and manifest.part == str(part) and part.is_file()
-    return manifest if done else None
-
-
-def discard(run: ViewRun, shards: int) -> None:
-    """Undo the shards of a run whose rows cannot be trusted: manifests first, then parts."""
-    for shard in range(shards):
-        shard_path(run.state_folder, shard).unlink(missing_ok=True)
-        part_path(run, shard).unlink(missing_ok=True)
-
-
-def shard_path(folder: Path, shard: int) -> Path:
-    """Path of a shard's manifest in a run's state folder."""
-    return folder / f"shard-{shard:05d}.json"
-
-
-def part_path(run: ViewRun, shard: int) -> Path:
-    """Path of a shard's part in the view's sink."""
-    return Path(run.sink) / f"run-{run.run_id}" / f"part-{shard:05d}.parquet"
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that its name only ever shows the whole of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, too; platforms without folder handles skip it."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def clear_temporaries(run: ViewRun) -> None:
-    """Remove what a killed attempt of this run was amid writing. Call before any worker starts."""
-    for folder in (run.state_folder, part_path(run, 0).parent):
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
 
 
 def rows_table(
@@ -201,8 +98,8 @@ def newest_per_user(run: ViewRun, rows: pa.Table) -> pa.Table:
 
 
 def write_part(run: ViewRun, shard: int, rows: pa.Table) -> Path:
-    """Write a shard's offline part and return its path."""
-    path = part_path(run, shard)
+    """Write a shard's offline part where it waits to be published, and return its path."""
+    path = staged_path(run, shard)
     replace_file(path, lambda p: pq.write_table(rows, p, compression="zstd"))
     return path
 
@@ -210,12 +107,12 @@ def write_part(run: ViewRun, shard: int, rows: pa.Table) -> Path:
 def write_dead_letters(
     run: ViewRun, shard: int, histories: ShardHistories, modalities: Sequence[str]
 ) -> Path | None:
-    """Write a shard's rejected events and users with their reasons; None if there are none.
+    """Write a shard's rejected events, users and labels with their reasons; None if there are none.
 
     `modalities` are the names that the events' `modality` column indexes.
     """
-    users = histories.rejected_users
-    if not users and histories.rejected_events.num_rows == 0:
+    users, labels = histories.rejected_users, histories.rejected_labels
+    if not users and not labels and histories.rejected_events.num_rows == 0:
         return None
     events = histories.rejected_events
     kind = pa.array(["event"] * events.num_rows, pa.string())
@@ -227,8 +124,16 @@ def write_dead_letters(
         [{"kind": "user", "user": user, "rejected": reason} for user, reason in users.items()],
         schema=DEAD_SCHEMA,
     )
-    path = run.state_folder / f"dead-{shard:05d}.parquet"
-    replace_file(path, lambda p: pq.write_table(pa.concat_tables([of_events, of_users]), p))
+    of_labels = pa.Table.from_pylist(
+        [
+            {"kind": "label", "user": user, "event_timestamp": moment, "rejected": reason}
+            for user, moment, reason in labels
+        ],
+        schema=DEAD_SCHEMA,
+    )
+    path = dead_letter_path(run, shard)
+    letters = pa.concat_tables([of_events, of_users, of_labels])
+    replace_file(path, lambda p: pq.write_table(letters, p))
     return path
 
 

@@ -1,0 +1,138 @@
+"""The commands around runs: fill the past, look at what was done and what was rejected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from feast_anchor.onnx_export.errors import SpecError
+
+from .console import RepoOption, console, readable_errors
+from .repo import Repo
+
+app = typer.Typer()
+
+WHEN = "UTC, such as 2017-09-01T00:00:00."
+
+
+@app.command()
+def backfill(
+    views: Annotated[
+        list[str] | None, typer.Argument(help="Scenario views; all of the repo by default.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Parquet file with the entity's join key and event_timestamp (with a time zone): "
+            "one vector exactly as of every row.",
+        ),
+    ] = None,
+    start: Annotated[datetime | None, typer.Option(help=f"Start of the window, {WHEN}")] = None,
+    end: Annotated[datetime | None, typer.Option(help=f"End of the window, {WHEN}")] = None,
+    snapshots: Annotated[
+        str | None,
+        typer.Option(
+            help="How far apart the as-of times lie, as 7d or 12h; the view's own by default."
+        ),
+    ] = None,
+    repo: RepoOption = Path("."),
+) -> None:
+    """Compute vectors of the past for the offline store, for training sets.
+
+    With --labels every label gets a vector as of its own instant, so that
+    `get_historical_features` over the same table joins no older one. With --start and --end a
+    window is filled with regular snapshots. What is served online, and the watermark of `feast
+    materialize-incremental`, stay as they are. A backfill that was stopped goes on when it is
+    started again.
+
+        feast-anchor backfill shopper_v1 --labels labels.parquet
+        feast-anchor backfill shopper_v1 --snapshots 7d --start 2017-01-01 --end 2017-09-01
+    """
+    with readable_errors():
+        from .backfill import Request
+        from .backfill import backfill as run_backfill
+        from .views import period
+
+        request = Request(
+            labels,
+            None if start is None else _utc(start),
+            None if end is None else _utc(end),
+            None if snapshots is None else period(snapshots),
+        )
+        outcomes = run_backfill(Repo.open(repo), views or [], request)
+        failed = [outcome for outcome in outcomes if outcome.failure is not None]
+        for outcome in outcomes:
+            if outcome.failure is None:
+                console.print(f"Run {outcome.run_id} succeeded.", highlight=False)
+        for outcome in failed:
+            assert outcome.failure is not None
+            raise outcome.failure
+
+
+@app.command()
+def runs(
+    repo: RepoOption = Path("."),
+    view: Annotated[str | None, typer.Option(help="Only runs of this view.")] = None,
+) -> None:
+    """List the runs in the catalogue, newest first, with their counts and errors."""
+    with readable_errors():
+        table = Table("run", "view", "until", "status", "try", "users", "rows", "dead", box=None)
+        table.columns[0].no_wrap = True
+        errors = []
+        with Repo.open(repo).catalog() as catalog:
+            for run in catalog.runs(view=view):
+                table.add_row(
+                    run.run_id,
+                    run.view,
+                    f"{run.window_end:%Y-%m-%d}",
+                    run.status,
+                    str(run.attempt),
+                    f"{run.users_embedded:,}",
+                    f"{run.rows_offline:,}",
+                    f"{run.events_rejected + run.users_rejected:,}",
+                )
+                if run.error:
+                    errors.append(f"[red]{run.run_id}[/] {escape(run.error)}")
+        console.print(table, *errors, sep="\n")
+
+
+@app.command("dead-letters")
+def dead_letters(
+    run_id: Annotated[str, typer.Argument(help="A run id from `feast-anchor runs`, or its start.")],
+    repo: RepoOption = Path("."),
+) -> None:
+    """Say which rows and users a run rejected, why, and in which Parquet files they are."""
+    with readable_errors():
+        totals: Counter[tuple[str, str]] = Counter()
+        folders: set[str] = set()
+        with Repo.open(repo).catalog() as catalog:
+            run = _one_run(run_id, [run.run_id for run in catalog.runs()])
+            for row in catalog.dead_letters(run):
+                totals[row.kind, row.reason] += row.rows
+                if row.path:
+                    folders.add(str(Path(row.path).parent / "dead-*.parquet"))
+        table = Table("kind", "reason", "rows", box=None)
+        for (kind, reason), count in sorted(totals.items()):
+            table.add_row(kind, reason, f"{count:,}")
+        console.print(table if totals else f"Run {run} rejected nothing.")
+        for folder in sorted(folders):
+            console.print(f"Rows with their reasons: {folder}", highlight=False)
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _one_run(start: str, known: list[str]) -> str:
+    found = [run_id for run_id in known if run_id.startswith(start)]
+    if len(found) != 1:
+        raise SpecError(f"{len(found)} runs begin with {start!r}; `feast-anchor runs` lists them")
+    return found[0]

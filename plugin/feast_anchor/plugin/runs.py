@@ -1,0 +1,181 @@
+"""Runs from their plan to their record: admit, lock, take over, compute, publish, write it down.
+
+The rule: whatever happens is in the catalogue, and a run that fails says why and how to go on. One
+view has one run at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from feast import RepoConfig
+
+from feast_anchor.onnx_export.errors import AnchorError, RunError
+from feast_anchor.transforms import labels
+from feast_anchor.transforms.histories import EPOCH, micros
+from feast_anchor.transforms.job import Job
+from feast_anchor.transforms.manifests import ShardManifest, finished
+
+from .carry_over import BASE, carried_over
+from .catalog import Catalog, RunRecord, ShardRecord
+from .config import EngineConfig
+from .online import FeastOnlineWriterFactory
+from .planning import PlannedView, job_of
+from .progress import shown
+from .spaces import check_catalogue, prepare_sink, space_records
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one view's run ended; `run_id` is what the catalogue knows it by."""
+
+    run_id: str
+    failure: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Executes planned runs of one feature repo."""
+
+    config: RepoConfig
+    settings: EngineConfig
+    repo: Path
+
+    def run(self, group: Sequence[PlannedView]) -> list[Outcome]:
+        """Run one pass for views that share it; every failure is returned, not raised."""
+        _quieten("apache_beam", "alembic")
+        try:
+            with Catalog.open(self.settings.catalog_url(self.repo)) as catalog:
+                return self._run(catalog, group)
+        except Exception as error:  # Feast must get every failure as a job with a cause
+            return [Outcome(planned.run.run_id, error) for planned in group]
+
+    def _run(self, catalog: Catalog, group: Sequence[PlannedView]) -> list[Outcome]:
+        refused = [_attempt(partial(_admit, catalog, planned)) for planned in group]
+        admitted = [p for p, error in zip(group, refused, strict=True) if error is None]
+        with ExitStack() as locks:
+            for planned in sorted(admitted, key=lambda one: one.run.view):  # all in one order
+                locks.enter_context(self._lock(catalog, planned))
+            current = [
+                carried_over(planned, catalog.runs(planned.run.view), self.settings)
+                for planned in admitted
+            ]
+            failure = self._recorded(catalog, current) if current else None
+        ids = {planned.run.view: planned.run.run_id for planned in current}
+        return [
+            Outcome(ids.get(planned.run.view, planned.run.run_id), error or failure)
+            for planned, error in zip(group, refused, strict=True)
+        ]
+
+    def _recorded(self, catalog: Catalog, group: Sequence[PlannedView]) -> BaseException | None:
+        job = job_of(list(group), self.settings, _created_after(catalog, group))
+        for planned in group:
+            catalog.record_spaces(space_records(planned.project, planned.run.view, planned.spec))
+            catalog.begin_run(_run_record(planned, job))
+        failure = _attempt(partial(self._compute, group, job))
+        for planned in group:
+            shards = _finished_shards(planned, job)
+            for shard in shards:
+                catalog.record_shard(planned.run.run_id, _shard_record(shard))
+            if failure is not None:
+                catalog.fail_run(planned.run.run_id, failure)
+                continue
+            catalog.finish_run(
+                planned.run.run_id,
+                rows_offline=sum(shard.rows_offline for shard in shards),
+                rows_online=sum(shard.rows_online for shard in shards),
+                created_until=max(_utc(shard.created_until) for shard in shards),
+            )
+        return failure
+
+    def _compute(self, group: Sequence[PlannedView], job: Job) -> None:
+        from feast_anchor.transforms.pipeline import run_job  # Beam is slow to import
+
+        views = tuple(planned.view for planned in group)
+        online = FeastOnlineWriterFactory(self.config, views)
+        names = ", ".join(planned.run.view for planned in group)
+        wanted = group[0].wanted.labels
+        if job.labels is not None and wanted is not None:
+            labels.save(Path(job.labels), wanted.table, job.shards)
+        with shown(job, names) as report:
+            try:
+                run_job(job, online, self.settings.runner, self.settings.options, report)
+            except AnchorError:
+                raise
+            except Exception as error:
+                runs = ", ".join(planned.run.run_id for planned in group)
+                done = sum(len(_finished_shards(planned, job)) for planned in group)
+                raise RunError(
+                    f"run {runs} of {names} failed after {done} of {job.shards * len(group)} "
+                    f"shards: {_cause(error)}. Finished shards are kept: run the same command to "
+                    "resume"
+                ) from error
+
+
+def _quieten(*names: str) -> None:
+    """Feast's command line logs everything at INFO, which would bury the progress of a run."""
+    for name in names:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)
+
+
+def _admit(catalog: Catalog, planned: PlannedView) -> None:
+    """Refuse a view that would mix embedding spaces, and make its sink ready."""
+    check_catalogue(catalog, planned.project, planned.run)
+    prepare_sink(planned.run.view, Path(planned.run.sink), planned.run.schema)
+
+
+def _attempt(work: Callable[[], None]) -> BaseException | None:
+    try:
+        work()
+    except Exception as error:  # recorded in the catalogue and handed to Feast by the caller
+        return error
+    return None
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what a worker raised; Beam appends where in the pipeline it was."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"
+
+
+def _created_after(catalog: Catalog, group: Sequence[PlannedView]) -> int:
+    """The newest created_timestamp that these views' rows carry already; a clock may go back."""
+    known = [catalog.newest_created(planned.project, planned.run.view) for planned in group]
+    return max((micros(moment) for moment in known if moment is not None), default=0)
+
+
+def _finished_shards(planned: PlannedView, job: Job) -> list[ShardManifest]:
+    found = (finished(planned.run, shard) for shard in range(job.shards))
+    return [manifest for manifest in found if manifest is not None]
+
+
+def _run_record(planned: PlannedView, job: Job) -> RunRecord:
+    return RunRecord(
+        run_id=planned.run.run_id,
+        project=planned.project,
+        view=planned.run.view,
+        bundle_digest=planned.spec.digest,
+        window_start=planned.wanted.start,
+        window_end=planned.wanted.end,
+        shards=job.shards,
+        spec={**planned.spec.model_dump(mode="json"), BASE: planned.base},
+        kind=planned.wanted.kind,
+    )
+
+
+def _shard_record(manifest: ShardManifest) -> ShardRecord:
+    shared = {f.name for f in fields(ShardRecord)} & {f.name for f in fields(ShardManifest)}
+    values = {name: value for name, value in asdict(manifest).items() if name in shared}
+    return ShardRecord(**values, dead_letter_path=manifest.dead_letters)
+
+
+def _utc(moment: int) -> datetime:
+    return EPOCH + timedelta(microseconds=moment)

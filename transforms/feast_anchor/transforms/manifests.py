@@ -1,0 +1,171 @@
+"""What a run leaves behind, and in which order, so that a kill at any instant loses nothing.
+
+Workers, per shard, each file as a whole by a rename:
+
+    offline part    <sink>.staging/run-<id>/part-00003.parquet
+    dead letters    <state>/run-<id>/dead-00003.parquet
+    digests         <state>/run-<id>/digests-00003.parquet
+    shard manifest  <state>/run-<id>/shard-00003.json          <- last: the shard is done
+
+The driver, when the books of all shards balance:
+
+    publish         <sink>.staging/run-<id>/  ->  <sink>/run-<id>/
+    online rows     newest as-of per user, an upsert; then again the shard's manifest
+
+A shard without a manifest is computed again; every step overwrites what a dead attempt left, so
+nothing stands twice. A shard with a manifest is never computed again. Rows of a run that did not
+come to its end are nowhere to be read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .files import move_file, replace_file, sync_folder
+from .histories import Books
+from .job import ViewRun
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """The record that a shard of a run is done, and what happened in it.
+
+    `seconds` is wall time; `created_until` is the created_timestamp of its rows, microseconds since
+    the epoch, UTC; `published_by` names the attempt that last wrote its online rows.
+    """
+
+    run_id: str
+    view: str
+    shard: int
+    users_in: int
+    users_embedded: int
+    users_unchanged: int
+    users_rejected: int
+    events_in: int
+    events_used: int
+    events_unchanged: int
+    events_rejected: int
+    events_outside: int
+    events_over_budget: int
+    labels_in: int
+    labels_rejected: int
+    rows_offline: int
+    rows_online: int
+    rejected: dict[str, int]
+    seconds: float
+    created_until: int
+    dead_letters: str | None  # path of the dead-letter file
+    published_by: str | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write it: from here on the shard counts as done."""
+        text = json.dumps(asdict(self), indent=1, sort_keys=True)
+        replace_file(shard_path(folder, self.shard), lambda p: p.write_text(text, "utf-8"))
+
+    @classmethod
+    def load(cls, folder: Path, shard: int) -> ShardManifest | None:
+        """The manifest of a finished shard; None if it is not done or cannot be read."""
+        try:
+            text = shard_path(folder, shard).read_text("utf-8")
+            return cls(**json.loads(text))
+        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            return None
+
+    @property
+    def books(self) -> Books:
+        """The counts that must balance."""
+        return Books(**{name: getattr(self, name) for name in Books.__dataclass_fields__})
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Path of a shard's manifest in a run's state folder."""
+    return folder / f"shard-{shard:05d}.json"
+
+
+def dead_letter_path(run: ViewRun, shard: int) -> Path:
+    """Path of a shard's dead letters."""
+    return run.state_folder / f"dead-{shard:05d}.parquet"
+
+
+def digest_path(run: ViewRun, shard: int) -> Path:
+    """Path of a shard's history digests."""
+    return run.state_folder / f"digests-{shard:05d}.parquet"
+
+
+def part_path(run: ViewRun, shard: int) -> Path:
+    """Path of a shard's part in the view's sink, where it stands once the run is published."""
+    return _published(run) / f"part-{shard:05d}.parquet"
+
+
+def staged_path(run: ViewRun, shard: int) -> Path:
+    """Path of a shard's part before the run is published."""
+    return _staging(run) / f"part-{shard:05d}.parquet"
+
+
+def finished_part(run: ViewRun, shard: int) -> Path | None:
+    """Where the part of a finished shard stands now; None if it is nowhere.
+
+    A staged part is the newer one: a shard is only computed again when its old part is gone.
+    """
+    for path in (staged_path(run, shard), part_path(run, shard)):
+        if path.is_file():
+            return path
+    return None
+
+
+def finished(run: ViewRun, shard: int) -> ShardManifest | None:
+    """The manifest of a shard that is done and whose part is there, else None."""
+    manifest = ShardManifest.load(run.state_folder, shard)
+    return None if finished_part(run, shard) is None else manifest
+
+
+def publish(run: ViewRun) -> None:
+    """Move all staged parts of a run into the view's sink; nothing to do if none is left."""
+    staging, target = _staging(run), _published(run)
+    if not staging.is_dir():
+        return
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # another file system: one file after the other
+            staging.rename(target)
+    if staging.is_dir():
+        for part in sorted(staging.glob("part-*.parquet")):
+            move_file(part, target / part.name)
+        shutil.rmtree(staging)
+    sync_folder(target.parent)
+    _remove_if_empty(staging.parent)
+
+
+def discard(run: ViewRun, shards: int) -> None:
+    """Undo the staged shards of a run that cannot be trusted: manifests first, then parts."""
+    for shard in range(shards):
+        if staged_path(run, shard).is_file():
+            shard_path(run.state_folder, shard).unlink(missing_ok=True)
+            staged_path(run, shard).unlink(missing_ok=True)
+    shutil.rmtree(_staging(run), ignore_errors=True)
+    _remove_if_empty(_staging(run).parent)
+
+
+def clear_temporaries(run: ViewRun) -> None:
+    """Remove what a killed attempt of this run was amid writing. Call before any worker starts."""
+    for folder in (run.state_folder, _staging(run), _published(run)):
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _published(run: ViewRun) -> Path:
+    return Path(run.sink) / f"run-{run.run_id}"
+
+
+def _staging(run: ViewRun) -> Path:
+    # Beside the sink, not in it: whatever stands in it can be joined.
+    return Path(f"{run.sink}.staging") / f"run-{run.run_id}"
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
