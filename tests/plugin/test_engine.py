@@ -389,11 +389,11 @@ def test_a_worker_that_dies_fails_the_job_and_a_rerun_finishes_it(
 ) -> None:
     """An exception amid a shard reaches Feast with its cause; the watermark stays; then resume."""
     real = Scorer._reading
-    poison = {"u7"}
+    burning = {"u7"}
 
     def sometimes(scorer: Scorer, piece: Any, encoded: Any) -> Any:
-        if piece.history.user in poison:
-            raise RuntimeError("the disk is on fire")
+        if piece.history.user in burning:
+            raise OSError("the disk is on fire")
         return real(scorer, piece, encoded)
 
     monkeypatch.setattr(Scorer, "_reading", sometimes)
@@ -403,7 +403,7 @@ def test_a_worker_that_dies_fails_the_job_and_a_rerun_finishes_it(
         assert interval_ends(store) == []
         with catalogue(tmp_path) as catalog:
             assert [(run.status, run.attempt) for run in catalog.runs()] == [("FAILED", 1)]
-        poison.clear()
+        burning.clear()
         materialize(store)
         assert interval_ends(store) == [END]
         with catalogue(tmp_path) as catalog:
@@ -526,7 +526,7 @@ def test_a_runner_that_loses_rows_is_found_out(
         yield from partition(table.slice(1), shards)
 
     monkeypatch.setattr(pipeline, "partition", lossy)
-    with shop_store(tmp_path, shop_bundle) as store:
+    with shop_store(tmp_path, shop_bundle, shuffle="beam") as store:
         with pytest.raises(RunError, match=r"read \d+ rows but its shards saw \d+"):
             materialize(store)
         assert interval_ends(store) == []
@@ -545,7 +545,7 @@ def test_files_that_change_after_planning_fail_the_run_and_leave_no_rows(
     with shop_store(tmp_path, shop_bundle) as store:
         with monkeypatch.context() as patch:
             patch.setattr(pipeline, "run_job", rewrite_first)
-            with pytest.raises(RunError, match="the event files changed after it was planned"):
+            with pytest.raises(RunError, match="the event tables changed after it was planned"):
                 materialize(store)
         assert len(offline_rows(tmp_path)) == 0
         assert interval_ends(store) == []

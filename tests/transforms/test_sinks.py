@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from feast_anchor.onnx_export.manifest import ModalitySpec
-from feast_anchor.transforms import sinks
+from feast_anchor.transforms import files, manifests, sinks
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import ShardHistories, build_histories
 from feast_anchor.transforms.job import ScenarioColumn, ScoreColumn, ViewRun, row_schema
+from feast_anchor.transforms.manifests import ShardManifest
 from feast_anchor.transforms.scoring import Question, UserVectors
-from feast_anchor.transforms.sinks import ShardManifest
 from feast_anchor.transforms.zeroshot import Answers
 
 DIM = 4
@@ -53,7 +53,7 @@ def vectors_of(user: str, as_of: Sequence[int], questions: int = 3) -> UserVecto
     return UserVectors(user, moments, moments - 7, numbers)
 
 
-def manifest_of(run: ViewRun, shard: int, part: Path) -> ShardManifest:
+def manifest_of(run: ViewRun, shard: int) -> ShardManifest:
     """A manifest with a different number in each field."""
     counts = dict(zip(COUNTS, range(1, len(COUNTS) + 1), strict=True))
     return ShardManifest(
@@ -62,7 +62,7 @@ def manifest_of(run: ViewRun, shard: int, part: Path) -> ShardManifest:
         shard=shard,
         rejected={"event:null_key": 2, "user:no_usable_event": 1},
         seconds=0.25,
-        part=str(part),
+        created_until=CREATED,
         dead_letters=None,
         **counts,
     )
@@ -71,12 +71,16 @@ def manifest_of(run: ViewRun, shard: int, part: Path) -> ShardManifest:
 COUNTS = (
     "users_in",
     "users_embedded",
+    "users_unchanged",
     "users_rejected",
     "events_in",
     "events_used",
+    "events_unchanged",
     "events_rejected",
     "events_outside",
     "events_over_budget",
+    "labels_in",
+    "labels_rejected",
     "rows_offline",
     "rows_online",
 )
@@ -94,7 +98,7 @@ def test_a_file_is_made_with_its_folder_or_replaced_as_a_whole(tmp_path: Path) -
     """The name holds the new content, and nothing else is left in the folder."""
     path = tmp_path / "deep" / "er" / "file.txt"
     for text in ("old and long", "new"):
-        sinks.replace_file(path, partial(Path.write_text, data=text))
+        files.replace_file(path, partial(Path.write_text, data=text))
         assert path.read_text() == text
     assert leftovers(path.parent) == ["file.txt"]
 
@@ -113,7 +117,7 @@ def test_a_failing_writer_leaves_the_old_file_and_no_temporary_one(
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        sinks.replace_file(path, half)
+        files.replace_file(path, half)
     assert leftovers(tmp_path) == ([] if old is None else ["file.txt"])
     assert old is None or path.read_text() == old
 
@@ -122,7 +126,7 @@ def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     """A file that was never written does not replace the one that stands."""
     (tmp_path / "file.txt").write_text("old")
     with pytest.raises(FileNotFoundError):
-        sinks.replace_file(tmp_path / "file.txt", lambda _: None)
+        files.replace_file(tmp_path / "file.txt", lambda _: None)
     assert (tmp_path / "file.txt").read_text() == "old"
 
 
@@ -136,7 +140,7 @@ def test_readers_never_see_a_file_being_written(tmp_path: Path) -> None:
         pq.write_table(pa.table({"a": [2, 3]}), temporary)
         seen.extend([pq.read_table(path)["a"].to_pylist(), list(tmp_path.rglob("*.parquet"))])
 
-    sinks.replace_file(path, write)
+    files.replace_file(path, write)
     assert seen == [[1], [path]]
     assert pq.read_table(path)["a"].to_pylist() == [2, 3]
 
@@ -211,10 +215,12 @@ def test_nothing_is_served_from_nothing(run: ViewRun) -> None:
 
 
 def test_a_part_reads_back_as_it_was_with_its_spaces(run: ViewRun) -> None:
-    """Every bit of the rows is in the part, and each vector field carries its space."""
+    """Every bit of the rows is in the part, and each vector field carries its space; it waits
+    beside the sink, where nobody joins it.
+    """
     rows = sinks.rows_table(run, [0, 1], [vectors_of("ada", [10, 20])], CREATED)
     path = sinks.write_part(run, 7, rows)
-    assert path == Path(run.sink) / "run-0123abcd" / "part-00007.parquet"
+    assert path == Path(f"{run.sink}.staging") / "run-0123abcd" / "part-00007.parquet"
     assert leftovers(path.parent) == ["part-00007.parquet"]
     found = pq.read_table(path)
     assert found.equals(rows)
@@ -233,7 +239,7 @@ def test_a_part_written_again_stands_once(run: ViewRun) -> None:
 
 def test_a_manifest_reads_back_as_it_was(run: ViewRun) -> None:
     """Saving and loading keeps each field; the file is JSON for people."""
-    manifest = manifest_of(run, 3, Path("part"))
+    manifest = manifest_of(run, 3)
     manifest.save(run.state_folder)
     assert ShardManifest.load(run.state_folder, 3) == manifest
     stored = json.loads((run.state_folder / "shard-00003.json").read_text())
@@ -245,13 +251,13 @@ def test_a_shard_is_finished_when_its_manifest_and_its_part_stand(run: ViewRun) 
     """Without a manifest, or with one whose part was deleted, the shard is computed again."""
     assert ShardManifest.load(run.state_folder, 0) is None
     part = sinks.write_part(run, 0, run.schema.empty_table())
-    assert sinks.finished(run, 0) is None
-    manifest = manifest_of(run, 0, part)
+    assert manifests.finished(run, 0) is None
+    manifest = manifest_of(run, 0)
     manifest.save(run.state_folder)
-    assert sinks.finished(run, 0) == manifest
-    assert sinks.finished(run, 1) is None
+    assert manifests.finished(run, 0) == manifest
+    assert manifests.finished(run, 1) is None
     part.unlink()
-    assert sinks.finished(run, 0) is None
+    assert manifests.finished(run, 0) is None
 
 
 # --- dead letters ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,6 +25,7 @@ from feast_anchor.transforms.manifests import ShardManifest, finished
 from .carry_over import BASE, carried_over
 from .catalog import Catalog, RunRecord, ShardRecord
 from .config import EngineConfig
+from .locks import HeldLock
 from .online import FeastOnlineWriterFactory
 from .planning import PlannedView, job_of
 from .progress import shown
@@ -60,25 +61,34 @@ class Runs:
         refused = [_attempt(partial(_admit, catalog, planned)) for planned in group]
         admitted = [p for p, error in zip(group, refused, strict=True) if error is None]
         with ExitStack() as locks:
-            for planned in sorted(admitted, key=lambda one: one.run.view):  # all in one order
+            held = [  # in one order everywhere, or two processes could wait for each other
                 locks.enter_context(self._lock(catalog, planned))
+                for planned in sorted(admitted, key=lambda one: one.run.view)
+            ]
             current = [
                 carried_over(planned, catalog.runs(planned.run.view), self.settings)
                 for planned in admitted
             ]
-            failure = self._recorded(catalog, current) if current else None
+            failure = self._recorded(catalog, current, held) if current else None
         ids = {planned.run.view: planned.run.run_id for planned in current}
         return [
             Outcome(ids.get(planned.run.view, planned.run.run_id), error or failure)
             for planned, error in zip(group, refused, strict=True)
         ]
 
-    def _recorded(self, catalog: Catalog, group: Sequence[PlannedView]) -> BaseException | None:
+    def _lock(self, catalog: Catalog, planned: PlannedView) -> AbstractContextManager[HeldLock]:
+        folder = self.settings.state_folder(self.repo) / "locks"
+        wait = self.settings.wait_seconds
+        return catalog.lock(planned.project, planned.run.view, wait, folder)
+
+    def _recorded(
+        self, catalog: Catalog, group: Sequence[PlannedView], held: Sequence[HeldLock]
+    ) -> BaseException | None:
         job = job_of(list(group), self.settings, _created_after(catalog, group))
         for planned in group:
             catalog.record_spaces(space_records(planned.project, planned.run.view, planned.spec))
             catalog.begin_run(_run_record(planned, job))
-        failure = _attempt(partial(self._compute, group, job))
+        failure = _attempt(partial(self._compute, group, job, held))
         for planned in group:
             shards = _finished_shards(planned, job)
             for shard in shards:
@@ -94,18 +104,22 @@ class Runs:
             )
         return failure
 
-    def _compute(self, group: Sequence[PlannedView], job: Job) -> None:
+    def _compute(self, group: Sequence[PlannedView], job: Job, held: Sequence[HeldLock]) -> None:
         from feast_anchor.transforms.pipeline import run_job  # Beam is slow to import
 
+        def guard() -> None:
+            for lock in held:
+                lock.check()
+
         views = tuple(planned.view for planned in group)
-        online = FeastOnlineWriterFactory(self.config, views)
+        online = FeastOnlineWriterFactory(self.config, views, self.settings.retry_seconds)
         names = ", ".join(planned.run.view for planned in group)
         wanted = group[0].wanted.labels
         if job.labels is not None and wanted is not None:
             labels.save(Path(job.labels), wanted.table, job.shards)
         with shown(job, names) as report:
             try:
-                run_job(job, online, self.settings.runner, self.settings.options, report)
+                run_job(job, online, self.settings.runner, self.settings.options, report, guard)
             except AnchorError:
                 raise
             except Exception as error:
