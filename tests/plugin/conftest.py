@@ -1,4 +1,5 @@
-"""A bundle for declarations: everything `scenario_view` reads, and nothing that computes.
+"""Databases for catalogues, and a bundle for declarations: everything `scenario_view` reads, and
+nothing that computes.
 
 Declaring a view opens the manifest, the tokenizer and the prompts alone, so the graphs are
 placeholders here and making a bundle takes milliseconds. What runs uses `shop_bundle`.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -25,9 +27,21 @@ from feast_anchor.onnx_export.manifest import (
     Manifest,
     SpecialIds,
 )
+from services.postgres import PostgresServer
 from shop import SPECS
 
 PaperBundle = Callable[..., Path]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: a SQLite file that is not there yet, then PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/not/there/yet/anchor.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    name = f"catalog_{uuid4().hex}"
+    server.create_database(name)
+    return server.sqlalchemy_url(name)
 
 
 @pytest.fixture

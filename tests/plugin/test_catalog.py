@@ -2,15 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import subprocess
-import sys
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from alembic import command
@@ -18,8 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, column, inspect, make_url, select, table, update
 
+from alone import let_go, line_of, start_python
 from feast_anchor.onnx_export.errors import CatalogError
-from feast_anchor.plugin import catalog as catalog_module
 from feast_anchor.plugin.catalog import (
     Catalog,
     Counts,
@@ -32,7 +29,7 @@ from feast_anchor.plugin.catalog import (
 from feast_anchor.plugin.migrations.database import connect, explained, writing
 from feast_anchor.plugin.migrations.tables import DEAD_LETTERS, METADATA, SHARD_COUNTS
 from feast_anchor.plugin.migrations.upgrade import VERSION_TABLE, alembic_config, migrate
-from services.postgres import PostgresServer, postgres_server
+from services.postgres import PostgresServer
 
 HIDDEN = "s3cr3t-Passw0rd"
 DAY = datetime(2024, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -59,31 +56,24 @@ RUN = RunRecord(
 )
 SHARD = ShardRecord(
     shard=0,
-    users_in=10,
+    users_in=12,
     users_embedded=9,
+    users_unchanged=2,
     users_rejected=1,
-    events_in=100,
+    events_in=103,
     events_used=80,
+    events_unchanged=3,
     events_rejected=5,
     events_outside=10,
     events_over_budget=5,
+    labels_in=13,
+    labels_rejected=4,
     rows_offline=9,
     rows_online=8,
     seconds=1.5,
     rejected={"event:null_key": 3, "event:bad_time": 2, "user:no_usable_event": 1},
     dead_letter_path="sink/dead/0.jsonl",
 )
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database: a SQLite file that is not there yet, then PostgreSQL."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/not/there/yet/anchor.db"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    name = f"catalog_{uuid4().hex}"
-    server.create_database(name)
-    return server.sqlalchemy_url(name)
 
 
 @pytest.fixture
@@ -102,32 +92,13 @@ def behind_its_back(url: str) -> Iterator[Connection]:
     engine.dispose()
 
 
-# Another process imports the catalogue alone: the package's __init__ brings Feast, and with it
-# seconds of imports per process that have no part in these tests.
-ALONE = f"""
-import sys, types
-package = sys.modules["feast_anchor.plugin"] = types.ModuleType("feast_anchor.plugin")
-package.__path__ = [{str(Path(catalog_module.__file__).parent)!r}]
-"""
-
-
-def start_python(script: str, *arguments: str) -> subprocess.Popen[str]:
-    """Another process, with pipes: the tests meet it at its lines."""
-    pipe = subprocess.PIPE
-    command_line = [sys.executable, "-c", ALONE + script, *arguments]
-    return subprocess.Popen(command_line, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-
 def race(script: str, *arguments: str, processes: int = 3) -> list[str]:
     """What each process printed after all were let go at the same moment."""
     running = [start_python(script, *arguments) for _ in range(processes)]
     for process in running:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        assert line_of(process) == "ready"
     for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        let_go(process)
     answers = [process.communicate(timeout=90) for process in running]
     assert [error for _, error in answers] == [""] * processes
     return [output for output, _ in answers]
@@ -181,7 +152,7 @@ def test_a_newer_schema_is_refused_with_both_revisions(url: str) -> None:
             update(table(VERSION_TABLE, column("version_num"))).values(version_num="9999")
         )
 
-    with pytest.raises(CatalogError, match=r"'9999'.*'0001'.*Upgrade feast-anchor"):
+    with pytest.raises(CatalogError, match=r"'9999'.*'0002'.*Upgrade feast-anchor"):
         Catalog.open(url)
 
 
@@ -297,22 +268,6 @@ def test_the_repr_has_no_password(postgres: PostgresServer) -> None:
         assert repr(catalog) == f"<Catalog {url.render_as_string(hide_password=True)}>"
 
 
-@pytest.mark.services
-def test_a_restarted_server_is_reached_again() -> None:
-    """A catalogue left open works after PostgreSQL came back, and only fails while it is down."""
-    with postgres_server() as server, Catalog.open(server.sqlalchemy_url()) as catalog:
-        catalog.begin_run(RUN)
-        server.kill()
-        server.start()
-        assert catalog.begin_run(RUN) == 2
-
-        server.kill()
-        with pytest.raises(CatalogError, match="Could not write to"):
-            catalog.begin_run(RUN)
-        server.start()
-        assert catalog.begin_run(RUN) == 3
-
-
 # --- spaces ----------------------------------------------------------------------------------
 
 
@@ -363,8 +318,11 @@ def test_a_run_that_went_well(catalog: Catalog) -> None:
     (run,) = catalog.runs()
     assert {name: getattr(run, name) for name in RUN.__dataclass_fields__} == vars(RUN)
     assert (run.status, run.attempt, run.error_class, run.error) == ("SUCCEEDED", 1, None, None)
-    assert (run.shards_done, run.users_in, run.events_in) == (2, 20, 3_000_000_100)
+    assert (run.shards_done, run.users_in, run.events_in) == (2, 24, 3_000_000_103)
+    assert (run.users_unchanged, run.events_unchanged) == (4, 6)
+    assert (run.labels_in, run.labels_rejected) == (26, 8)
     assert (run.rows_offline, run.rows_online, run.seconds) == (18, 17, 3.0)
+    assert (run.kind, run.created_until) == ("materialize", None)
     assert {type(getattr(run, name)) for name in SHARD_COUNTS} == {int}
     assert run.finished_at is not None
     assert before <= run.started_at <= run.finished_at <= run.updated_at <= datetime.now(UTC)
@@ -506,6 +464,80 @@ def test_a_run_that_was_never_begun_cannot_be_reported_on(catalog: Catalog) -> N
     assert catalog.shards("run-9") == []
 
 
+# --- what the next run has to know ------------------------------------------------------------
+
+
+def test_the_newest_created_is_the_latest_that_any_run_said(catalog: Catalog) -> None:
+    """The largest created_until wins, also one of a clock that went wrong and of a failed run."""
+    ahead = datetime(2100, 1, 1, 1, 2, 3, 4, tzinfo=UTC)
+    other = dataclasses.replace(RUN, run_id="run-2")
+    for run, until in ((RUN, ahead), (other, DAY)):
+        catalog.begin_run(run)
+        catalog.finish_run(run.run_id, rows_offline=1, rows_online=1, created_until=until)
+    catalog.fail_run("run-1", RuntimeError("after all"))
+
+    assert catalog.newest_created("shop", "shopper_v1") == ahead
+    assert {run.run_id: run.created_until for run in catalog.runs()} == {
+        "run-1": ahead,
+        "run-2": DAY,
+    }
+
+
+def test_a_run_begun_again_keeps_how_new_its_rows_were(catalog: Catalog) -> None:
+    """Neither the next attempt nor an ending that says nothing forgets what was served."""
+    ahead = datetime(2100, 1, 1, tzinfo=UTC)
+    catalog.begin_run(RUN)
+    catalog.finish_run("run-1", rows_offline=1, rows_online=1, created_until=ahead)
+    catalog.begin_run(RUN)
+    assert catalog.newest_created("shop", "shopper_v1") == ahead
+    catalog.finish_run("run-1", rows_offline=1, rows_online=1)
+    assert catalog.newest_created("shop", "shopper_v1") == ahead
+
+
+def test_a_run_that_did_not_say_counts_from_its_start(catalog: Catalog) -> None:
+    """Such runs stamp their rows before they are begun; a view without runs knows nothing."""
+    catalog.begin_run(RUN)
+    (run,) = catalog.runs()
+
+    assert catalog.newest_created("shop", "shopper_v1") == run.started_at
+    assert catalog.newest_created("shop", "shopper_v2") is None
+    assert catalog.newest_created("other", "shopper_v1") is None
+
+
+def test_the_last_run_that_succeeded_is_the_one_with_the_latest_window(catalog: Catalog) -> None:
+    """Failed and running ones, other views, projects and kinds do not count."""
+    begun = {
+        "older": RUN,
+        "newest": dataclasses.replace(RUN, window_end=DAY + timedelta(days=1)),
+        "again": dataclasses.replace(RUN, window_end=DAY + timedelta(days=1)),
+        "filled": dataclasses.replace(RUN, window_end=DAY + timedelta(days=2), kind="backfill"),
+        "failed": dataclasses.replace(RUN, window_end=DAY + timedelta(days=3)),
+        "elsewhere": dataclasses.replace(RUN, window_end=DAY + timedelta(days=4), view="v"),
+        "foreign": dataclasses.replace(RUN, window_end=DAY + timedelta(days=5), project="p"),
+        "running": dataclasses.replace(RUN, window_end=DAY + timedelta(days=6)),
+    }
+    for run_id, run in begun.items():
+        catalog.begin_run(dataclasses.replace(run, run_id=run_id))
+        catalog.record_shard(run_id, SHARD)
+    for run_id in ("again", "newest", "filled", "older", "elsewhere", "foreign"):
+        catalog.finish_run(run_id, rows_offline=1, rows_online=1)
+    catalog.fail_run("failed", RuntimeError())
+
+    found = catalog.last_succeeded("shop", "shopper_v1")
+    assert found is not None
+    assert (found.run_id, found.kind, found.users_in) == ("newest", "materialize", 12)
+    filled = catalog.last_succeeded("shop", "shopper_v1", "backfill")
+    assert filled is not None
+    assert filled.run_id == "filled"
+    assert catalog.last_succeeded("shop", "shopper_v2") is None
+
+
+def test_a_kind_of_run_that_does_not_exist_is_refused() -> None:
+    """A run is asked for by Feast or by a backfill."""
+    with pytest.raises(CatalogError, match=r"kind is 'replay'; .*'materialize', 'backfill'"):
+        dataclasses.replace(RUN, kind="replay")
+
+
 # --- shards and dead letters -----------------------------------------------------------------
 
 
@@ -584,8 +616,7 @@ def test_a_killed_run_stays_running_and_is_resumed_as_the_second_attempt(url: st
     """After SIGKILL its shards are still recorded, and beginning again counts on."""
     window = (RUN.window_start.isoformat(), RUN.window_end.isoformat())
     process = start_python(BEGIN_AND_HANG, url, *window)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    assert line_of(process) == "ready"
     process.kill()
     process.communicate()
 

@@ -1,8 +1,9 @@
 """The catalogue: which model made this vector, which run failed where, what mixing would mean.
 
 The rule: only the driver process writes here, every write may be repeated, and each is one
-transaction. Workers write manifest files; the driver reports them. A run whose process was killed
-stays RUNNING until it is begun again, as the next attempt.
+transaction, so a write whose server went away is repeated as a whole. Workers write manifest
+files; the driver reports them. A run whose process was killed stays RUNNING until it is begun
+again, as the next attempt.
 
 Any SQLAlchemy URL will do: a SQLite file by default, PostgreSQL in production. The tables have
 plain names (`spaces`, `runs`, `shards`, `dead_letters`): give them a database or schema of
@@ -11,14 +12,12 @@ their own. Every datetime that comes back is UTC and time-zone aware.
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -26,6 +25,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Select,
     Table,
     cast,
     delete,
@@ -37,128 +37,43 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from feast_anchor.onnx_export.errors import CatalogError
+from feast_anchor.plugin.catalog_records import (
+    Counts,
+    DeadLetterRow,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+    ShardRecord,
+    SpaceRecord,
+)
+from feast_anchor.plugin.locks import FileLockOfView, HeldLock, Lock, PostgresLockOfView, holding
 from feast_anchor.plugin.migrations.database import (
     connect,
     explained,
     parse_url,
+    patient,
     shown,
+    sqlite_file,
     without_passwords,
     writing,
 )
 from feast_anchor.plugin.migrations.tables import DEAD_LETTERS, RUNS, SHARD_COUNTS, SHARDS, SPACES
 
+__all__ = [
+    "Catalog",
+    "Counts",
+    "DeadLetterRow",
+    "HeldLock",
+    "RunRecord",
+    "RunStatus",
+    "RunSummary",
+    "ShardRecord",
+    "SpaceRecord",
+]
+
+Result = TypeVar("Result")
+
 _ERROR_CHARS = 2_000
-
-
-class RunStatus(StrEnum):
-    """Where a run stands. RUNNING also holds for a run whose process vanished."""
-
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-
-
-@dataclass(frozen=True)
-class SpaceRecord:
-    """The embedding space that one field of one view is computed in.
-
-    The catalogue sets `first_seen` and `last_seen` (UTC): they are not read when writing and
-    not compared.
-    """
-
-    fingerprint: str
-    project: str
-    view: str
-    field: str
-    bundle_digest: str
-    query: str | None
-    prompt: str | None
-    dim: int
-    first_seen: datetime | None = dataclasses.field(default=None, compare=False)
-    last_seen: datetime | None = dataclasses.field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run as it is begun. The window's ends are aware datetimes; `spec` is JSON."""
-
-    run_id: str
-    project: str
-    view: str
-    bundle_digest: str
-    window_start: datetime
-    window_end: datetime
-    shards: int
-    spec: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        for name in ("window_start", "window_end"):
-            value = getattr(self, name)
-            if value.tzinfo is None:
-                raise CatalogError(f"{name} is {value!r}; give a time-zone aware datetime.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What a shard counts, in rows; `seconds` is wall time."""
-
-    users_in: int
-    users_embedded: int
-    users_rejected: int
-    events_in: int
-    events_used: int
-    events_rejected: int
-    events_outside: int
-    events_over_budget: int
-    rows_offline: int
-    rows_online: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class ShardRecord(Counts):
-    """One finished shard. `rejected` has rows per "event:<reason>" or "user:<reason>"."""
-
-    shard: int
-    rejected: Mapping[str, int]
-    dead_letter_path: str | None
-
-    def __post_init__(self) -> None:
-        for key in self.rejected:
-            if not re.match(r"(event|user):.", key):
-                raise CatalogError(
-                    f"Shard {self.shard} rejected rows for {key!r}; "
-                    "write the reason as 'event:<reason>' or 'user:<reason>'."
-                )
-
-
-@dataclass(frozen=True)
-class DeadLetterRow:
-    """How many rows of a kind ("event" or "user") a shard rejected for a reason, and where to."""
-
-    shard: int
-    kind: str
-    reason: str
-    rows: int
-    path: str | None
-
-
-@dataclass(frozen=True)
-class RunSummary(RunRecord, Counts):
-    """A run as it stands. Counts are sums over the `shards_done` shards recorded so far.
-
-    `started_at` is when the current attempt began, `updated_at` when the run was last heard of.
-    Once the run succeeded, `rows_offline` and `rows_online` are what `finish_run` was told.
-    """
-
-    status: RunStatus
-    attempt: int
-    started_at: datetime
-    updated_at: datetime
-    finished_at: datetime | None
-    error_class: str | None
-    error: str | None
-    shards_done: int
 
 
 class Catalog:
@@ -192,36 +107,43 @@ class Catalog:
         now = datetime.now(UTC)
         # One order for all processes, or two of them could wait for each other.
         by_key = sorted(spaces, key=lambda one: (one.project, one.view, one.field, one.fingerprint))
-        with self._writing() as connection:
+
+        def work(connection: Connection) -> None:
             for space in by_key:
                 row = asdict(space) | {"last_seen": now}
                 del row["first_seen"]
                 _put(connection, SPACES, row, when_new={"first_seen": now})
+
+        self._write(work)
 
     def begin_run(self, run: RunRecord) -> int:
         """Record that a run starts or resumes, and return its attempt number, from 1.
 
         Shards of earlier attempts stay recorded, unless the run is now cut into another number
         of shards. The window becomes this attempt's: two windows may ask for the same as-of times,
-        and then they are one run. Raises CatalogError if the run id is another project's, view's
-        or bundle's.
+        and then they are one run. `created_until` stays, as rows of an earlier attempt may have
+        been served. Raises CatalogError if the run id is another project's, view's or bundle's.
         """
         now = datetime.now(UTC)
         row = {one.name: getattr(run, one.name) for one in fields(RunRecord)}
         row |= {"spec": dict(run.spec), "status": RunStatus.RUNNING}
         row |= {"started_at": now, "updated_at": now, "finished_at": None}
         row |= {"rows_offline": None, "rows_online": None, "error_class": None, "error": None}
-        with self._writing() as connection:
+
+        def work(connection: Connection) -> int:
             self._reconcile(connection, run)
             _put(connection, RUNS, row | {"attempt": RUNS.c.attempt + 1}, when_new={"attempt": 1})
             attempt = select(RUNS.c.attempt).where(RUNS.c.run_id == run.run_id)
             return int(connection.execute(attempt).scalar_one())
 
+        return self._write(work)
+
     def record_shard(self, run_id: str, shard: ShardRecord) -> None:
         """Record a finished shard and its dead letters, replacing what it had recorded."""
         row = asdict(shard) | {"run_id": run_id}
         letters = _letters(run_id, shard.shard, row.pop("rejected"))
-        with self._writing() as connection:
+
+        def work(connection: Connection) -> None:
             self._change_run(connection, run_id)
             _put(connection, SHARDS, row)
             mine = (DEAD_LETTERS.c.run_id == run_id) & (DEAD_LETTERS.c.shard == shard.shard)
@@ -229,40 +151,63 @@ class Catalog:
             if letters:
                 connection.execute(insert(DEAD_LETTERS), letters)
 
-    def finish_run(self, run_id: str, *, rows_offline: int, rows_online: int) -> None:
-        """Record that the run SUCCEEDED, and the rows it wrote to each store."""
-        row = {"status": RunStatus.SUCCEEDED, "finished_at": datetime.now(UTC)}
+        self._write(work)
+
+    def finish_run(
+        self,
+        run_id: str,
+        *,
+        rows_offline: int,
+        rows_online: int,
+        created_until: datetime | None = None,
+    ) -> None:
+        """Record that the run SUCCEEDED, and the rows it wrote to each store.
+
+        `created_until` is the newest created_timestamp of those rows; None leaves it as it is.
+        """
+        row: dict[str, Any] = {"status": RunStatus.SUCCEEDED, "finished_at": datetime.now(UTC)}
         row |= {"rows_offline": rows_offline, "rows_online": rows_online}
         row |= {"error_class": None, "error": None}
-        with self._writing() as connection:
-            self._change_run(connection, run_id, **row)
+        if created_until is not None:
+            row["created_until"] = created_until
+        self._write(lambda connection: self._change_run(connection, run_id, **row))
 
     def fail_run(self, run_id: str, error: BaseException) -> None:
         """Record that the run FAILED: the error's class and 2,000 characters of its message."""
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
         row = {"status": RunStatus.FAILED, "finished_at": datetime.now(UTC)}
         row |= {"error_class": kind[:255], "error": _storable(str(error))}
-        with self._writing() as connection:
-            self._change_run(connection, run_id, **row)
+        self._write(lambda connection: self._change_run(connection, run_id, **row))
 
     def runs(self, view: str | None = None) -> list[RunSummary]:
         """Every run, or a view's runs, newest attempt first."""
-        sums = [func.sum(SHARDS.c[name]).label(name) for name in (*SHARD_COUNTS, "seconds")]
-        done = func.count().label("shards_done")
-        totals = select(SHARDS.c.run_id, done, *sums).group_by(SHARDS.c.run_id).subquery()
-        written = {"rows_offline", "rows_online"}
-        columns: list[ColumnElement[Any]] = [c for c in RUNS.c if c.name not in written]
-        for total in totals.c:
-            if total.name != "run_id":
-                told = [RUNS.c[total.name]] if total.name in written else []
-                columns.append(_number(total.name, *told, total))
-        query = select(*columns).outerjoin_from(RUNS, totals, RUNS.c.run_id == totals.c.run_id)
+        query = _summaries().order_by(RUNS.c.started_at.desc(), RUNS.c.run_id)
         if view is not None:
             query = query.where(RUNS.c.view == view)
-        with self._reading() as connection:
-            found = connection.execute(query.order_by(RUNS.c.started_at.desc(), RUNS.c.run_id))
-            rows = [dict(row) for row in found.mappings()]
-        return [RunSummary(**row | {"status": RunStatus(row["status"])}) for row in rows]
+        return [_summary(row) for row in self._rows(query)]
+
+    def last_succeeded(
+        self, project: str, view: str, kind: str = "materialize"
+    ) -> RunSummary | None:
+        """The view's SUCCEEDED run of a kind with the latest window, or None without one.
+
+        Of several that end at the same time, the one that finished last.
+        """
+        query = _summaries().where(*_of(project, view), RUNS.c.kind == kind)
+        query = query.where(RUNS.c.status == RunStatus.SUCCEEDED).limit(1)
+        query = query.order_by(RUNS.c.window_end.desc(), RUNS.c.finished_at.desc(), RUNS.c.run_id)
+        return next((_summary(row) for row in self._rows(query)), None)
+
+    def newest_created(self, project: str, view: str) -> datetime | None:
+        """No row of the view was created later than this (UTC); None when it was never run.
+
+        It is the latest of all runs' `created_until` and `started_at`: runs that did not say how
+        new their rows are stamped them before they were begun.
+        """
+        until, started = func.max(RUNS.c.created_until), func.max(RUNS.c.started_at)
+        query = select(until.label("until"), started.label("started")).where(*_of(project, view))
+        (row,) = self._rows(query)
+        return max((moment for moment in row.values() if moment is not None), default=None)
 
     def shards(self, run_id: str) -> list[ShardRecord]:
         """The run's recorded shards, by number; empty for a run that recorded none."""
@@ -271,8 +216,7 @@ class Catalog:
             rejected.setdefault(letter.shard, {})[f"{letter.kind}:{letter.reason}"] = letter.rows
         query = select(*(c for c in SHARDS.c if c.name != "run_id"))
         query = query.where(SHARDS.c.run_id == run_id).order_by(SHARDS.c.shard)
-        with self._reading() as connection:
-            rows = connection.execute(query).mappings().all()
+        rows = self._rows(query)
         return [ShardRecord(**row, rejected=rejected.get(row["shard"], {})) for row in rows]
 
     def dead_letters(self, run_id: str) -> list[DeadLetterRow]:
@@ -281,18 +225,35 @@ class Catalog:
         query = select(letter.shard, letter.kind, letter.reason, letter.rows, path)
         query = query.join(SHARDS).where(letter.run_id == run_id)
         query = query.order_by(letter.shard, letter.kind, letter.reason)
-        with self._reading() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [DeadLetterRow(**row) for row in rows]
+        return [DeadLetterRow(**row) for row in self._rows(query)]
 
     def spaces(self, view: str | None = None) -> list[SpaceRecord]:
         """Every space a field was computed in, by project, view and field; newest use first."""
         key = SPACES.c
         query = select(SPACES) if view is None else select(SPACES).where(key.view == view)
         query = query.order_by(key.project, key.view, key.field, key.last_seen.desc())
-        with self._reading() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [SpaceRecord(**row) for row in rows]
+        return [SpaceRecord(**row) for row in self._rows(query)]
+
+    def lock(
+        self, project: str, view: str, wait_seconds: float, folder: Path | None = None
+    ) -> AbstractContextManager[HeldLock]:
+        """Hold the view's lock for the time of a `with` block, so that one run works at a time.
+
+        Args:
+            project: the Feast project.
+            view: the view's name.
+            wait_seconds: how long to wait while another process has it; 0 tries once.
+            folder: where the lock's file goes if the database is neither PostgreSQL, which has
+                locks of its own, nor a SQLite file, which has it beside itself. All runs of the
+                view must name the same one.
+
+        Returns:
+            A context manager whose `check()` raises RunError once the lock was lost.
+
+        Raises:
+            RunError: on entering, when another process still has it after `wait_seconds`.
+        """
+        return holding(self._lock_of(project, view, folder), view, wait_seconds)
 
     def close(self) -> None:
         """Close the connections. Closing twice is fine."""
@@ -307,15 +268,35 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog {shown(self._url)}>"
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with explained(self._url, "write to"), self._writers.begin() as connection:
-            yield connection
+    def _write(self, work: Callable[[Connection], Result]) -> Result:
+        """Do `work` in one transaction, and all of it again when the server dropped it."""
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with explained(self._url, "read"), self._engine.connect() as connection:
-            yield connection
+        def transaction() -> Result:
+            with self._writers.begin() as connection:
+                return work(connection)
+
+        with explained(self._url, "write to"):
+            return patient(self._url, "writing")(transaction)
+
+    def _rows(self, query: Select[Any]) -> list[dict[str, Any]]:
+        def transaction() -> list[dict[str, Any]]:
+            with self._engine.connect() as connection:
+                return [dict(row) for row in connection.execute(query).mappings()]
+
+        with explained(self._url, "read"):
+            return patient(self._url, "reading")(transaction)
+
+    def _lock_of(self, project: str, view: str, folder: Path | None) -> Lock:
+        if self._url.get_backend_name() == "postgresql":
+            return PostgresLockOfView(self._engine, self._url, project, view)
+        path = sqlite_file(self._url)
+        folder = folder if path is None else path.with_name(f"{path.name}.locks")
+        if folder is None:
+            raise CatalogError(
+                f"The catalogue {shown(self._url)} is neither PostgreSQL nor a SQLite file, so "
+                f"the lock of view {view!r} needs a folder: give lock(..., folder=...)."
+            )
+        return FileLockOfView(folder, project, view)
 
     def _change_run(self, connection: Connection, run_id: str, **row: Any) -> None:
         row |= {"updated_at": datetime.now(UTC)}
@@ -359,6 +340,28 @@ def _put(
         # Another process was faster, or else the row itself is wrong.
         if not connection.execute(change).rowcount:
             raise
+
+
+def _of(project: str, view: str) -> tuple[ColumnElement[bool], ...]:
+    return RUNS.c.project == project, RUNS.c.view == view
+
+
+def _summaries() -> Select[Any]:
+    """Every run with the sums over its shards."""
+    sums = [func.sum(SHARDS.c[name]).label(name) for name in (*SHARD_COUNTS, "seconds")]
+    done = func.count().label("shards_done")
+    totals = select(SHARDS.c.run_id, done, *sums).group_by(SHARDS.c.run_id).subquery()
+    written = {"rows_offline", "rows_online"}
+    columns: list[ColumnElement[Any]] = [c for c in RUNS.c if c.name not in written]
+    for total in totals.c:
+        if total.name != "run_id":
+            told = [RUNS.c[total.name]] if total.name in written else []
+            columns.append(_number(total.name, *told, total))
+    return select(*columns).outerjoin_from(RUNS, totals, RUNS.c.run_id == totals.c.run_id)
+
+
+def _summary(row: Mapping[str, Any]) -> RunSummary:
+    return RunSummary(**{**row, "status": RunStatus(row["status"])})
 
 
 def _number(name: str, *values: ColumnElement[Any]) -> ColumnElement[Any]:

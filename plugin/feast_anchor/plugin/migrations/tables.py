@@ -21,6 +21,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TextClause,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -56,15 +58,27 @@ METADATA = MetaData(
 SHARD_COUNTS = (
     "users_in",
     "users_embedded",
+    "users_unchanged",
     "users_rejected",
     "events_in",
     "events_used",
+    "events_unchanged",
     "events_rejected",
     "events_outside",
     "events_over_budget",
+    "labels_in",
+    "labels_rejected",
     "rows_offline",
     "rows_online",
 )
+
+# Counts that shards of revision 0001 did not have: there they are zero.
+_ZERO_BEFORE = {"users_unchanged", "events_unchanged", "labels_in", "labels_rejected"}
+
+
+def _default(count: str) -> TextClause | None:
+    return text("0") if count in _ZERO_BEFORE else None
+
 
 # One row per field and space it was ever computed in. The fingerprint alone is no key: two
 # fields that share a space are comparable, and both must be found.
@@ -103,6 +117,8 @@ RUNS = Table(
     Column("rows_online", BigInteger),
     Column("error_class", String(255)),
     Column("error", Text),
+    Column("kind", String(16), nullable=False, server_default="materialize"),
+    Column("created_until", UtcDateTime),
 )
 
 SHARDS = Table(
@@ -110,7 +126,10 @@ SHARDS = Table(
     METADATA,
     Column("run_id", String(128), primary_key=True),
     Column("shard", Integer, primary_key=True, autoincrement=False),
-    *(Column(name, BigInteger, nullable=False) for name in SHARD_COUNTS),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=_default(name))
+        for name in SHARD_COUNTS
+    ),
     Column("seconds", Double, nullable=False),
     Column("dead_letter_path", Text),
     ForeignKeyConstraint(["run_id"], ["runs.run_id"], ondelete="CASCADE"),
