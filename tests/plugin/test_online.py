@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import re
+import threading
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,15 +12,22 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 import pytest
 from feast import Entity, FeatureStore, FeatureView, ValueType
+from feast.infra.online_stores.helpers import get_online_store_from_config
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStore
+from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.online_response import OnlineResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.onnx_export.errors import RunError, SpecError
 from feast_anchor.plugin import Scenario, online, scenario_view, to_numpy
 from feast_anchor.plugin.online import FeastOnlineWriter, FeastOnlineWriterFactory
 from feast_anchor.plugin.planning import view_run
@@ -24,7 +35,8 @@ from feast_anchor.transforms.histories import micros
 from feast_anchor.transforms.scoring import UserVectors
 from feast_anchor.transforms.sinks import newest_per_user, rows_table
 from feast_anchor.transforms.zeroshot import Answers
-from services.valkey import ValkeyServer
+from services.postgres import PostgresServer
+from services.valkey import ValkeyServer, valkey_server
 from shop import QUERIES, config, make_tables, modalities, shop_view, write_tables
 
 PaperBundle = Callable[..., Path]
@@ -281,6 +293,200 @@ def test_packed_floats_are_what_protobuf_would_write(numbers: Floats) -> None:
     packed = online._float_list(numbers)
     assert np.array(packed.val, dtype=np.float32).tobytes() == numbers.tobytes()
     assert packed.SerializeToString() == type(packed)(val=numbers.tolist()).SerializeToString()
+
+
+# --- a store that is away ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[ValkeyServer]:
+    """A server of this test's own, because it is going to be stopped."""
+    with valkey_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_shop(tmp_path: Path, paper_bundle: PaperBundle, own_valkey: ValkeyServer) -> Shop:
+    """A shop whose vectors are served from that server."""
+    online_store = {"type": "redis", "connection_string": own_valkey.connection_string}
+    return open_shop(tmp_path, paper_bundle(), online=online_store)
+
+
+def impatient(store_config: Any) -> OnlineStore:
+    """A Redis store whose client does not wait by itself, as it would for some seconds."""
+    store = get_online_store_from_config(store_config)
+    assert isinstance(store, RedisOnlineStore)
+    store._get_client(store_config).set_retry(Retry(NoBackoff(), 0))
+    return store
+
+
+def tries(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged about tries."""
+    return [one.getMessage() for one in caplog.records if one.name.endswith("retries")]
+
+
+@pytest.mark.services
+def test_a_store_that_comes_back_is_waited_for(
+    own_shop: Shop,
+    own_valkey: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Stopped before a write and started two seconds later: all rows arrive, counted once."""
+    monkeypatch.setattr(online, "_BATCH", 3)
+    monkeypatch.setattr(online, "get_online_store_from_config", impatient)
+    users = [f"u{n}" for n in range(10)]
+    writer = own_shop.writer()
+    assert own_shop.write({"before": vector(1)}, writer=writer) == 1  # it has a connection now
+
+    own_valkey.stop()
+    back = threading.Timer(2, own_valkey.start)
+    back.start()
+    rows = {user: vector(n) for n, user in enumerate(users)}
+    assert own_shop.write(rows, writer=writer) == 10
+    back.join()
+
+    assert [row[0] for row in own_shop.served(*users)] == list(range(10))
+    with own_valkey.client() as client:
+        assert client.dbsize() == 10
+    assert len(tries(caplog)) > 1
+    assert tries(caplog)[0].startswith(
+        "writing rows of view 'taste_v1' to online store 'redis': try 1 failed (ConnectionError: "
+    )
+
+
+@pytest.mark.services
+def test_a_store_that_stays_away_ends_the_run(
+    own_shop: Shop, own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says which view and store, how long, why, and that running again resumes."""
+    monkeypatch.setattr(online, "get_online_store_from_config", impatient)
+    writer = dataclasses.replace(own_shop.writer(), retry_seconds=1)
+    own_valkey.stop()
+    with pytest.raises(RunError) as caught:
+        own_shop.write({"ada": vector(1)}, writer=writer)
+
+    message = str(caught.value)
+    assert "View 'taste_v1': online store 'redis' took no rows for " in message
+    assert "(retry_seconds is 1): ConnectionError: " in message
+    assert "then run again to resume" in message
+    own_valkey.start()
+    assert own_shop.write({"ada": vector(1)}, writer=writer) == 1
+
+
+def test_a_connection_that_a_store_keeps_though_it_broke_is_replaced(
+    tmp_path: Path,
+    paper_bundle: PaperBundle,
+    postgres: PostgresServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Feast's PostgreSQL store would use its dropped connection for ever."""
+    name = f"online_{uuid4().hex}"
+    postgres.create_database(name)
+    login = {"host": postgres.host, "port": postgres.port, "user": "postgres", "password": "any"}
+    settings = login | {"type": "postgres", "database": name, "sslmode": "disable"}
+    shop = open_shop(tmp_path, paper_bundle(), online=settings)
+    writer = shop.writer()
+    assert shop.write({"ada": vector(1)}, writer=writer) == 1
+
+    with psycopg.connect(postgres.url(name), autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert shop.write({"ada": vector(2), "bo": vector(3)}, writer=writer) == 2
+    assert len(tries(caplog)) == 1
+
+    again = FeatureStore(config=shop.store.config)  # reads through a connection of its own
+    assert [row[0] for row in Shop(again, shop.views).served("ada", "bo")] == [2, 3]
+    for store in (
+        writer._store,
+        *(one._get_provider().online_store for one in (shop.store, again)),
+    ):
+        assert isinstance(store, PostgreSQLOnlineStore)
+        assert store._conn is not None  # Feast itself never closes it
+        store._conn.close()
+
+
+class Unlucky:
+    """An online store whose writes go wrong: before they arrive, after it, or halfway."""
+
+    def __init__(self, store: Any, errors: list[Exception], share: float) -> None:
+        self.store, self.errors, self.share = store, errors, share
+        self.reads = 0
+
+    def online_read(self, *arguments: Any) -> Any:
+        self.reads += 1
+        return self.store.online_read(*arguments)
+
+    def online_write_batch(self, config: Any, view: Any, rows: list[Any], progress: Any) -> None:
+        if self.errors:
+            first = rows[: round(len(rows) * self.share)]
+            self.store.online_write_batch(config, view, first, progress)
+            raise self.errors.pop()
+        self.store.online_write_batch(config, view, rows, progress)
+
+
+def unlucky(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, errors: list[Exception], share: float = 0.0
+) -> Unlucky:
+    """Let the store's next writes fail with these errors, the last first."""
+    store = Unlucky(shop.writer()._store, errors, share)
+    monkeypatch.setattr(online, "get_online_store_from_config", lambda _: store)
+    return store
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_a_batch_that_arrived_in_part_is_written_whole(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Each try reads, compares and writes anew, so each row is counted and stored once."""
+    shop.write({"new": vector(9)}, MONDAY + WEEK)
+    store = unlucky(shop, monkeypatch, [ConnectionError("cut"), TimeoutError()], share)
+    rows = {"ada": vector(1), "bo": vector(2), "new": vector(3)}
+    assert shop.write(rows) == 2
+    assert store.reads == 3
+    assert [row[0] for row in shop.served("ada", "bo", "new")] == [1, 2, 9]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), NotImplementedError(), SpecError("x")])
+def test_a_mistake_is_raised_at_once(
+    sqlite_shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It is neither waited for nor turned into something else."""
+    store = unlucky(sqlite_shop, monkeypatch, [error])
+    with pytest.raises(type(error)) as caught:
+        sqlite_shop.write({"ada": vector(1)})
+    assert caught.value is error
+    assert store.reads == 1
+
+
+def test_no_secret_of_the_store_is_logged_or_raised(
+    valkey_shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in the warnings nor in the error and its traceback."""
+    secret = valkey_shop.store.config.online_store
+    login = f'{secret.connection_string},username=me,password="s3cret"'
+    config = valkey_shop.store.config.model_copy()
+    config._online_store = secret.model_copy(update={"connection_string": login})
+    said = [OSError("no s3cret at redis://me:0ther@host") for _ in range(9)]
+    unlucky(valkey_shop, monkeypatch, list(said))
+    views = {view.name: view for view in valkey_shop.views}
+    monkeypatch.setattr(FeastOnlineWriter, "_not_older", lambda _, __, batch: batch)
+    with pytest.raises(RunError) as caught:
+        valkey_shop.write({"a": vector(1)}, writer=FeastOnlineWriter(config, views, 0.5))
+
+    printed = "".join(traceback.format_exception(caught.value)) + "".join(tries(caplog))
+    assert "OSError: no *** at redis://me:***@host" in printed
+    assert not re.search("s3cret|0ther", printed)
+
+
+def test_the_factory_hands_its_patience_on(sqlite_shop: Shop) -> None:
+    """A minute unless it is told otherwise."""
+    factory = FeastOnlineWriterFactory(sqlite_shop.store.config, sqlite_shop.views, 5)
+    made = factory()
+    assert isinstance(made, FeastOnlineWriter)
+    assert (made.retry_seconds, sqlite_shop.writer().retry_seconds) == (5, 60)
 
 
 # --- reading ---------------------------------------------------------------------------------

@@ -1,12 +1,17 @@
 """Vectors in and out of Feast's online store.
 
 Writing: only the newest as-of of each user is served, and a backfill of an older window never
-overwrites it. Reading: `to_numpy` turns a response into one float32 matrix without a Python list
-per vector. Rankers do not need it: the response is Feast's own.
+overwrites it. A batch may be written any number of times, so one that meets a store which is away
+is tried again until the store is back.
+
+Reading: `to_numpy` turns a response into one float32 matrix without a Python list per vector.
+Rankers do not need it: the response is Feast's own.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,11 +27,15 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Value
 
-from feast_anchor.onnx_export.errors import SpaceError, SpecError
+from feast_anchor.onnx_export.errors import RunError, SpaceError, SpecError
+from feast_anchor.plugin.migrations.database import is_secret, told
+from feast_anchor.plugin.retries import may_pass, retrying
 from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, HISTORY_END
 from feast_anchor.transforms.sinks import OnlineWriter
 
 _BATCH = 500
+_RETRY_S = 60.0
+_SETTING = re.compile(r"([^\s,;&?=]+)=([^\s,;&]+)")  # in a store's connection string
 
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
@@ -37,18 +46,24 @@ class FeastOnlineWriterFactory:
 
     config: RepoConfig = field(repr=False)  # may hold credentials
     views: tuple[FeatureView, ...]
+    retry_seconds: float = _RETRY_S
 
     def __call__(self) -> OnlineWriter:
         """A writer for the calling process."""
-        return FeastOnlineWriter(self.config, {view.name: view for view in self.views})
+        views = {view.name: view for view in self.views}
+        return FeastOnlineWriter(self.config, views, self.retry_seconds)
 
 
 @dataclass(frozen=True)
 class FeastOnlineWriter:
-    """Upserts rows of scenario views through the repo's Feast online store."""
+    """Upserts rows of scenario views through the repo's Feast online store.
+
+    A batch whose store is away is tried again for `retry_seconds`; 0 tries once.
+    """
 
     config: RepoConfig = field(repr=False)
     views: dict[str, FeatureView]
+    retry_seconds: float = _RETRY_S
 
     @cached_property
     def _store(self) -> OnlineStore:
@@ -75,16 +90,44 @@ class FeastOnlineWriter:
 
         Returns:
             How many rows were written.
+
+        Raises:
+            RunError: the store was away for too long. Batches before are written.
         """
         feature_view = self.views[view]
-        written = 0
-        for start in range(0, rows.num_rows, _BATCH):
-            batch = list(_protos(feature_view, rows.slice(start, _BATCH)))
-            fresh = self._not_older(feature_view, batch)
+        batches = range(0, rows.num_rows, _BATCH)
+        return sum(self._persist(feature_view, rows.slice(start, _BATCH)) for start in batches)
+
+    def _persist(self, view: FeatureView, rows: pa.Table) -> int:
+        """Write a batch, and again until it is written; returns the rows of the last try."""
+        secrets = _secrets(self.config.online_store)
+        store, start = self.config.online_store.type, time.monotonic()
+        what = f"writing rows of view {view.name!r} to online store {store!r}"
+        patient = retrying(what, self.retry_seconds, may_pass, lambda error: told(error, secrets))
+        batch = list(_protos(view, rows))
+        try:
+            return patient(self._write_once, view, batch)
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            spent = time.monotonic() - start
+            # Without its cause: a driver may repeat a password.
+            raise RunError(
+                f"View {view.name!r}: online store {store!r} took no rows for {spent:.0f} s "
+                f"(retry_seconds is {self.retry_seconds:g}): {told(error, secrets)}. Check that "
+                "the store is up and takes writes, then run again to resume."
+            ) from None
+
+    def _write_once(self, view: FeatureView, batch: list[Row]) -> int:
+        try:
+            fresh = self._not_older(view, batch)
             if fresh:
-                self._store.online_write_batch(self._write_config, feature_view, fresh, None)
-            written += len(fresh)
-        return written
+                self._store.online_write_batch(self._write_config, view, fresh, None)
+        except Exception:
+            # Some stores keep a broken connection for ever: the next try connects anew.
+            self.__dict__.pop("_store", None)
+            raise
+        return len(fresh)
 
     def _not_older(self, view: FeatureView, batch: list[Row]) -> list[Row]:
         stored = self._store.online_read(
@@ -95,6 +138,14 @@ class FeastOnlineWriter:
             for row, (served, _) in zip(batch, stored, strict=True)
             if served is None or _aware(served) <= row[2]
         ]
+
+
+def _secrets(store: Any) -> list[str]:
+    """What an online store's settings hold that no log or error may show."""
+    settings = {name: str(value) for name, value in store.model_dump().items() if value}
+    inner = [pair for text in settings.values() for pair in _SETTING.findall(text)]
+    found = (*settings.items(), *inner)
+    return [value.strip("\"'") for name, value in found if is_secret(name)]
 
 
 def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype[np.float32]]:
