@@ -186,7 +186,7 @@ def test_labels_come_out_the_same_from_both_shuffles(tmp_path: Path, shop_bundle
             backfill(repo_of(store), [], Request(labels=labels))
             found.append(offline_rows(tmp_path / shuffle))
     assert len(found[0]) == 30
-    pd.testing.assert_frame_equal(*found, check_exact=True)
+    pd.testing.assert_frame_equal(found[0], found[1], check_exact=True)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class ShardRecord(Counts):
             if not re.match(r"(event|user|label):.", key):
                 raise CatalogError(
                     f"Shard {self.shard} rejected rows for {key!r}; "
-                    "write the reason as 'event:<reason>' or 'user:<reason>'."
+                    "write the reason as 'event:<reason>', 'user:<reason>' or 'label:<reason>'."
                 )
 
 
