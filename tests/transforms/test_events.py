@@ -15,19 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_anchor.onnx_export.errors import SourceError
-from feast_anchor.transforms import events
+from feast_anchor.transforms import parquet_table
 from feast_anchor.transforms.events import (
     ROW_SCHEMA,
     EventSource,
     canonical,
     check_source,
-    files_of,
     input_snapshot,
     read,
     read_tasks,
 )
+from feast_anchor.transforms.parquet_table import ParquetPiece, ParquetTable
 
 AT = datetime(2024, 1, 1, 12, 30, 15, 123456, tzinfo=UTC)
+LATE = 2**62  # Parquet files are read as a whole, whatever the last as-of is
 STAMP = pa.timestamp("us", tz="UTC")
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -45,7 +46,9 @@ SCHEMA = pa.schema(
 
 def source_at(path: Path | str, **changes: Any) -> EventSource:
     """Visits with an amount, stored at `path`."""
-    visits = EventSource("visits", 3, str(path), "user", "at", "{item} in {shop}", "spend")
+    visits = EventSource(
+        "visits", 3, ParquetTable(str(path)), "user", "at", "{item} in {shop}", "spend"
+    )
     return replace(visits, **changes)
 
 
@@ -57,7 +60,7 @@ def table_of(*rows: dict[str, Any], **types: pa.DataType) -> pa.Table:
 
 def read_all(*sources: EventSource) -> pa.Table:
     """Every row of some sources, as a run reads them."""
-    tables = [t for task in read_tasks(sources) for t in read(sources[task.source], task)]
+    tables = [t for task in read_tasks(sources, LATE) for t in read(sources[task.source], task)]
     return pa.concat_tables([ROW_SCHEMA.empty_table(), *tables])
 
 
@@ -141,11 +144,12 @@ def test_rows_read_from_a_file_reconcile_with_the_rows_written(
     pq.write_table(table, path, row_group_size=group)
     source = source_at(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(events, "_TASK_ROWS", 2 * group)
-        patch.setattr(events, "_BATCH_ROWS", batch)
-        tasks, found = read_tasks((source,)), read_all(source)
+        patch.setattr(parquet_table, "_TASK_ROWS", 2 * group)
+        patch.setattr(parquet_table, "BATCH_ROWS", batch)
+        tasks, found = read_tasks((source,), LATE), read_all(source)
 
-    groups = [number for task in tasks for number in task.row_groups]
+    pieces = [task.piece for task in tasks if isinstance(task.piece, ParquetPiece)]
+    groups = [number for piece in pieces for number in piece.row_groups]
     assert groups == list(range(pq.read_metadata(path).num_row_groups))
     assert sum(task.rows for task in tasks) == len(rows)
     assert found["user"].to_pylist() == table["user"].to_pylist()
@@ -198,7 +202,7 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_a_source_is_a_file_a_folder_or_a_glob(folder: Path, path: str, found: list[str]) -> None:
     """All Parquet files behind a path are found, sorted, and nothing else."""
-    assert files_of(source_at(folder / path)) == [folder / name for name in found]
+    assert ParquetTable(str(folder / path)).files() == [folder / name for name in found]
 
 
 @pytest.mark.parametrize("path", ["c.parquet", "*.csv", "empty"])
@@ -215,19 +219,19 @@ def test_a_file_below_a_folder_with_brackets_is_found(tmp_path: Path) -> None:
     path = tmp_path / "run[1]" / "visits.parquet"
     path.parent.mkdir()
     pq.write_table(table_of({}), path)
-    assert files_of(source_at(path)) == [path]
+    assert ParquetTable(str(path)).files() == [path]
 
 
 def test_the_input_snapshot_changes_with_files_and_declaration(folder: Path) -> None:
     """A new, changed or removed file and another template are another input; a reread is not."""
     sources = (source_at(folder),)
-    first = input_snapshot(sources)
-    assert input_snapshot(sources) == first
-    assert input_snapshot((source_at(folder, text="{item}"),)) != first
+    first = input_snapshot(sources, LATE)
+    assert input_snapshot(sources, LATE) == first
+    assert input_snapshot((source_at(folder, text="{item}"),), LATE) != first
     pq.write_table(table_of({}, {}), folder / "b.parquet")
-    second = input_snapshot(sources)
+    second = input_snapshot(sources, LATE)
     (folder / "b.parquet").unlink()
-    third = input_snapshot(sources)
+    third = input_snapshot(sources, LATE)
     assert len({first, second, third}) == 3
 
 

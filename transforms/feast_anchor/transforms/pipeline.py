@@ -45,7 +45,7 @@ def run_job(
     """
     for run in job.views:
         sinks.clear_temporaries(run)
-    tasks = read_tasks(job.sources)
+    tasks = read_tasks(job.sources, job.as_of[-1])
     with beam.Pipeline(runner=runner, options=PipelineOptions.from_dictionary(options or {})) as p:
         tables = (
             p
@@ -70,7 +70,7 @@ def _check_outcome(job: Job, rows: int) -> None:
     Shards that cannot be trusted are taken back, or a rerun would believe them.
     """
     wrong = None
-    if input_snapshot(job.sources) != job.snapshot:
+    if input_snapshot(job.sources, job.as_of[-1]) != job.snapshot:
         wrong = "the event files changed after it was planned"
     for run in job.views:
         done = [sinks.finished(run, shard) for shard in range(job.shards)]
