@@ -175,7 +175,10 @@ def _amount(source: EventSource, table: pa.Table) -> tuple[Any, Any]:
     rows = table.num_rows
     if source.amount is None:
         return pa.repeat(pa.scalar(0.0, pa.float32()), rows), pa.repeat(pa.scalar(False), rows)
-    amount = pc.cast(table.column(source.amount), pa.float32(), safe=False)
+    amount = table.column(source.amount)
+    if pa.types.is_decimal(amount.type):  # cast directly, 0.10 is not the float32 nearest to 0.1
+        amount = pc.cast(pc.cast(amount, pa.string()), pa.float64())
+    amount = pc.cast(amount, pa.float32(), safe=False)
     return amount, pc.invert(pc.fill_null(pc.is_finite(amount), False))
 
 

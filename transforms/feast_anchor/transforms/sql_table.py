@@ -90,7 +90,8 @@ class SqlTable:
             ]
             stamp = self.column(found, until.column)
             counted = sa.select(sa.func.max(stamp), *counts).where(self.wanted(found, until))
-            newest, *rows = connection.execute(counted).one()
+            with self.well_typed():
+                newest, *rows = connection.execute(counted).one()
         pieces = [
             SqlPiece(self, until, bounds, int(number))
             for bounds, number in zip(ranges, rows, strict=True)
@@ -103,23 +104,28 @@ class SqlTable:
             return [Range()]
         column = self.column(found, self.partition_column)
         ends = sa.select(sa.func.min(column), sa.func.max(column)).where(self.wanted(found, until))
-        low, high = connection.execute(ends).one()
-        if low is None:
+        with self.well_typed():
+            low, high = (
+                None if end is None else int(end) for end in connection.execute(ends).one()
+            )
+        if low is None or high is None:
             return [Range(), Range(nulls=True)]
-        size = int(high) - int(low) + 1
-        steps = [int(low) + size * n // self.partitions for n in range(1, self.partitions)]
+        size = high - low + 1
+        steps = [low + size * n // self.partitions for n in range(1, self.partitions)]
         borders = [None, *dict.fromkeys(step for step in steps if step > low), None]
         return [*(Range(a, b) for a, b in pairwise(borders)), Range(nulls=True)]
 
     def wanted(self, found: sa.Table, until: Until) -> sa.ColumnElement[bool]:
-        """The condition on the timestamp."""
+        """The condition on the timestamp: before the end, or null."""
         stamp = self.column(found, until.column)
         moment = _EPOCH + timedelta(microseconds=until.before)
-        if arrow_field(stamp).type != UTC_STAMP:
-            moment = _wall_clock(moment, until.timezone) + _CLOCK_CHANGE
-            if expand(self.url, self.folder).get_backend_name() == "sqlite":
-                moment += _TEXT_STAMPS
-        return sa.or_(stamp < moment, stamp.is_(None))
+        if arrow_field(stamp).type == UTC_STAMP:
+            return sa.or_(stamp < moment, stamp.is_(None))
+        moment = _wall_clock(moment, until.timezone) + _CLOCK_CHANGE
+        if expand(self.url, self.folder).get_backend_name() != "sqlite":
+            return sa.or_(stamp < moment, stamp.is_(None))
+        text = sa.type_coerce(stamp, sa.String)  # what is no ISO date is read, and refused
+        return sa.or_(stamp < moment + _TEXT_STAMPS, stamp.is_(None), text.not_like("____-__-__%"))
 
     def inside(self, found: sa.Table, bounds: Range) -> sa.ColumnElement[bool]:
         """The condition on the partition column."""
@@ -150,6 +156,16 @@ class SqlTable:
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise SourceError(f"table {self.table!r}: {_told(error, url)}") from None
 
+    @contextmanager
+    def well_typed(self) -> Iterator[None]:
+        """SQLite keeps anything in any column: what is not of its type is refused."""
+        try:
+            yield
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise SourceError(
+                f"table {self.table!r} holds a value that is not of its column's type: {error}"
+            ) from error
+
     def reflected(self, connection: sa.Connection) -> sa.Table:
         """The table as the database describes it. Raises `SourceError` when there is none."""
         schema, _, name = self.table.rpartition(".")
@@ -157,7 +173,11 @@ class SqlTable:
             with warnings.catch_warnings():  # of columns that nobody may read
                 warnings.simplefilter("ignore", SAWarning)
                 return sa.Table(
-                    name, sa.MetaData(), schema=schema or None, autoload_with=connection
+                    name,
+                    sa.MetaData(),
+                    schema=schema or None,
+                    autoload_with=connection,
+                    resolve_fks=False,
                 )
         except NoSuchTableError:
             there = sa.inspect(connection)
@@ -233,17 +253,12 @@ class SqlPiece:
     def _typed(self, result: sa.CursorResult[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         partitions = result.partitions()
         while True:
-            try:
+            with self.table.well_typed():
                 rows = next(partitions, None)
                 if rows is None:
                     return
                 values = zip(*rows, strict=True)
                 columns = [self._array(v, f) for v, f in zip(values, schema, strict=True)]
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise SourceError(
-                    f"table {self.table.table!r} holds a value that is not of its column's type: "
-                    f"{error}"
-                ) from error
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _array(self, values: tuple[Any, ...], field: pa.Field) -> pa.Array:
