@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from feast_anchor.onnx_export.errors import SourceError, SpecError
-from feast_anchor.transforms import sql_table
 from feast_anchor.transforms.events import (
     ROW_SCHEMA,
     EventSource,
@@ -302,31 +301,40 @@ def test_a_table_that_changes_before_it_is_read_is_refused(
     assert input_snapshot((source,), BEFORE) != first
 
 
-def test_a_large_table_streams(db: sa.Engine) -> None:
-    """300,000 rows come in batches, and Python holds a fraction of them at any time."""
+def test_a_large_table_streams(db: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300,000 rows come in batches, of which Python holds one at a time and PostgreSQL's client
+    no more: the cursor is the server's.
+    """
     rows = 300_000
     made = store(db, [visit(wall("2025-01-01T00:00:00"))])
     with db.begin() as connection:
         numbers = sa.select(sa.literal(1).label("n")).cte("numbers", recursive=True)
         numbers = numbers.union_all(sa.select(numbers.c.n + 1).where(numbers.c.n < rows - 1))
-        many = sa.select(
-            numbers.c.n,
-            sa.select(made.c.at).scalar_subquery(),
-            sa.literal("an item with a name of some length"),
-            sa.literal(2.5),
-        )
+        first = sa.select(made.c.at).scalar_subquery()
+        many = sa.select(numbers.c.n, first, sa.literal("an item of some length"), sa.literal(2.5))
         connection.execute(made.insert().from_select(["user", "at", "item", "spend"], many))
     source = source_of(SqlTable(URL, "visits"), text="{item}")
     (task,) = read_tasks((source,), BEFORE)
-    sizes = []
-    tracemalloc.start()
-    for table in read(source, task):
-        sizes.append(table.num_rows)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    cursors: set[str] = set()
+
+    def seen(connection: Any, cursor: Any, *told: Any) -> None:
+        cursors.add(type(cursor).__name__)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", seen)
+    try:
+        reading = read(source, task)
+        tracemalloc.start()
+        sizes = [next(reading).num_rows]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        sizes += [table.num_rows for table in reading]
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", seen)
     assert sum(sizes) == task.rows == rows
     assert max(sizes) <= 65_536
-    assert peak < 65_536 * 1000 < rows * 250  # bytes: one batch of rows, and not all of them
+    assert peak < 60_000_000  # bytes; all rows at once take 130,000,000
+    if db.dialect.name == POSTGRES + "ql":
+        assert "ServerCursor" in cursors
 
 
 # --- what is refused, and how -------------------------------------------------------------------
@@ -496,7 +504,7 @@ def test_what_a_driver_says_is_cleared_of_secrets(monkeypatch: pytest.MonkeyPatc
         raise sa.exc.OperationalError("connect", {}, Exception(f"{text} {SECRET} tok-123456"))
 
     monkeypatch.setenv("EVENTS_DB", url.render_as_string(hide_password=False))
-    monkeypatch.setattr(sql_table.sa, "create_engine", quoting)
+    monkeypatch.setattr(sa, "create_engine", quoting)
     with pytest.raises(SourceError) as caught:
         check_source(source_of(SqlTable(URL, "visits")))
     assert "s3cr" not in str(caught.value)

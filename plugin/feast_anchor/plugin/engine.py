@@ -40,6 +40,7 @@ from .config import parse_config
 from .online import FeastOnlineWriterFactory
 from .planning import PlannedView, group_jobs, job_of, plan_view, view_run
 from .progress import shown
+from .pulled import release
 from .spaces import check_catalogue, prepare_sink, space_records
 from .spec import is_ours
 
@@ -149,12 +150,16 @@ class BeamComputeEngine(ComputeEngine):
         planned: list[PlannedView] = []
         for task in ours:
             try:
-                planned.append(plan_view(task, registry, self.settings, self.repo))
+                planned.append(
+                    plan_view(task, registry, self.settings, self.repo, self.repo_config)
+                )
             except Exception as error:  # one view's trouble must not take the others with it
                 jobs[id(task)] = AnchorJob(task, f"{task.feature_view.name}-not-planned", error)
         for group in group_jobs(planned):
             for view, failure in zip(group, self._run(group), strict=True):
                 jobs[id(view.task)] = AnchorJob(view.task, view.run.run_id, failure)
+                if failure is None:
+                    release(view.sources, view.run.view)
         for task in tasks:
             if id(task) not in jobs:
                 jobs[id(task)] = self._delegate(registry, task, **kwargs)

@@ -1,8 +1,8 @@
 """From Feast's tasks to jobs for the pipeline: everything that can be wrong is found here first.
 
-Planning reads declarations, schemas and file listings, counts the rows of SQL tables, and pulls what
-only a Feast offline store can read. Views that read the same
-events with the same bundle and window share one job, so a user's history is read once for all.
+Planning reads declarations, schemas and file listings, counts the rows of SQL tables and pulls what
+only a Feast offline store can read. Views that read the same events with the same bundle and window
+share one job, so a user's history is read once for all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from feast import FeatureView, FileSource
+from feast import FeatureView, FileSource, RepoConfig
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.infra.common.materialization_job import MaterializationTask
@@ -61,9 +61,11 @@ def plan_view(
     registry: BaseRegistry,
     config: EngineConfig,
     repo: Path,
-    pull: Pull | None = None,
+    store: RepoConfig | None = None,
 ) -> PlannedView:
-    """Plan one view's materialization; `pull` fetches tables of other Feast sources.
+    """Plan one view's materialization.
+
+    `store` names the offline store that reads what is neither Parquet nor a `SqlSource`.
 
     Raises:
         SpecError, BundleError, SourceError: what is wrong and what to do, before any work.
@@ -74,10 +76,11 @@ def plan_view(
     folder = repo / spec.bundle
     _check_bundle(view.name, spec, folder)
     key, key_type = join_key(view)
-    declared = [(d, registry.get_feature_view(d.view, task.project)) for d in spec.events]
-    sources = event_sources(declared, key, key_type, repo, pull)
     start, end = _utc(task.start_time), _utc(task.end_time)
     as_of = tuple(micros(moment) for moment in as_of_times(start, end, spec.snapshots))
+    pull = None if store is None else Pull(store, config.state_folder(repo), end, view.name)
+    declared = [(d, registry.get_feature_view(d.view, task.project)) for d in spec.events]
+    sources = event_sources(declared, key, key_type, repo, pull)
     snapshot = input_snapshot(sources, as_of[-1])
     run_id = canonical_sha256(
         {
@@ -153,9 +156,9 @@ def event_sources(
         for index, (decl, view) in enumerate(declared)
     ]
     for source in sorted(sources, key=_is_pulled):
-        view = declared[source.index][1]
-        if pull is not None and _is_pulled(source):
-            pull.fill(source, view.batch_source)
+        origin = declared[source.index][1].batch_source
+        if pull is not None and origin is not None and _is_pulled(source):
+            pull.fill(source, origin)
         check_source(source)
     return tuple(sources)
 
@@ -171,11 +174,11 @@ def event_source(
 ) -> EventSource:
     """How to read the event table behind a modality's feature view; nothing is opened yet.
 
-    Raises `SourceError` when the view's source is a file that is no Parquet, has no timestamp, or
-    would have to be pulled where `pull` is None.
+    Raises `SourceError` for a source without a timestamp, for files that are no Parquet, and where
+    `pull` is missing and needed.
     """
     source = view.batch_source
-    if not source.timestamp_field:
+    if source is None or not source.timestamp_field:
         raise SourceError(
             f"modality {decl.name!r}: the source of {view.name!r} has no timestamp_field; say "
             "which column holds the event timestamp"
@@ -200,12 +203,17 @@ def _table(
 ) -> ParquetTable | SqlTable:
     if isinstance(source, SqlSource):
         return source.reader(repo)
-    if isinstance(source, FileSource) and isinstance(source.file_format, ParquetFormat | None):
+    if isinstance(source, FileSource):
+        if not isinstance(source.file_format, ParquetFormat | None):
+            raise SourceError(
+                f"modality {events.modality!r}: its FileSource is "
+                f"{type(source.file_format).__name__}, expected Parquet; write the table as Parquet"
+            )
         return ParquetTable(str(repo / source.path.removeprefix("file://")))
-    if isinstance(source, FileSource) or pull is None:
+    if pull is None:
         raise SourceError(
-            f"modality {events.modality!r}: its feature view reads a {type(source).__name__}, "
-            "expected a FileSource on Parquet or a SqlSource; export the table to Parquet"
+            f"modality {events.modality!r} reads a {type(source).__name__}, which only an offline "
+            "store can read, and none is given; expected a FileSource on Parquet or a SqlSource"
         )
     return pull.table(source, events.columns.values())
 

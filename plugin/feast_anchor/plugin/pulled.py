@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import ValueType
+from feast import FileSource, ValueType
 from feast.data_source import DataSource
-from feast.infra.offline_stores.offline_store import OfflineStore
+from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 from feast.repo_config import RepoConfig
 
 from feast_anchor.onnx_export.errors import SourceError
@@ -27,7 +28,10 @@ from feast_anchor.onnx_export.manifest import canonical_sha256
 from feast_anchor.transforms.events import EventSource, check_schema
 from feast_anchor.transforms.parquet_table import PulledTable
 
+from .sql_source import SqlSource
+
 _PREFIX = "pulled-"
+_READER = "reader-"
 _FILE = "table.parquet"
 _UTC = pa.timestamp("us", tz="UTC")
 # Stores compare timestamps without a zone with UTC: no zone is further away than this.
@@ -52,15 +56,14 @@ class Pull:
     """Where and through what sources are pulled.
 
     Args:
-        config, store: the feature store's configuration and its offline store.
+        config: the feature store's configuration; it names the offline store.
         folder: the engine's state folder.
         end: the last as-of, UTC; rows from a day later on are left in the store.
-        reader: who reads the file, such as the names of a run's views: another reader pulls a file
-            of its own, and can remove it while this one is still reading.
+        reader: who reads the file, such as a view's name. The file stays until each of its readers
+            has released it.
     """
 
     config: RepoConfig
-    store: OfflineStore
     folder: Path
     end: datetime
     reader: str
@@ -70,7 +73,7 @@ class Pull:
         proto = source.to_proto()
         proto.ClearField("meta")  # when it was declared
         asked = [proto.SerializeToString(deterministic=True).hex(), sorted(columns)]
-        name = canonical_sha256([asked, self.end.isoformat(), self.reader])[:16]
+        name = canonical_sha256([asked, self.end.isoformat()])[:16]
         return PulledTable(str(self.folder.absolute() / f"{_PREFIX}{name}" / _FILE))
 
     def fill(self, events: EventSource, source: DataSource) -> None:
@@ -84,16 +87,14 @@ class Pull:
         types = self._declared_types(where, source)
         if types is not None:
             check_schema(events, where, _expected_schema(events, types, source))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _mark(path.parent, self.reader).touch()
         if path.is_file():
             return
         try:
             _write(self._rows(events, source), path, types or {})
-        except SourceError:
-            raise
         except Exception as error:  # stores raise what their drivers raise
-            raise SourceError(
-                f"{where} could not be pulled through {type(self.store).__name__}: {_told(error)}"
-            ) from error
+            raise SourceError(f"{where} could not be pulled: {_told(error)}") from error
 
     def _declared_types(self, where: str, source: DataSource) -> dict[str, str] | None:
         try:
@@ -107,7 +108,8 @@ class Pull:
         stored = events.columns
         key, stamp = stored[events.key], stored[events.timestamp]
         others = [name for name in dict.fromkeys(stored.values()) if name not in (key, stamp)]
-        job = self.store.pull_all_from_table_or_query(
+        store = get_offline_store_from_config(self.config.offline_store)
+        job = store.pull_all_from_table_or_query(
             config=self.config,
             data_source=source,
             join_key_columns=[key],
@@ -120,12 +122,23 @@ class Pull:
         yield from in_batches() if in_batches is not None else [job.to_arrow()]
 
 
-def release(used: Iterable[EventSource], keep: Iterable[EventSource] = ()) -> None:
-    """Remove the pulled files of some sources, but those that `keep` needs too."""
-    kept = {source.table for source in keep}
-    for table in {source.table for source in used} - kept:
+def must_pull(source: DataSource | None) -> bool:
+    """Whether only Feast's offline store can read a source."""
+    return not isinstance(source, FileSource | SqlSource | None)
+
+
+def release(sources: Iterable[EventSource], reader: str) -> None:
+    """Remove the files that were pulled for some sources, where nobody else still reads them."""
+    for table in {source.table for source in sources}:
         if isinstance(table, PulledTable):
-            shutil.rmtree(Path(table.path).parent, ignore_errors=True)
+            folder = Path(table.path).parent
+            _mark(folder, reader).unlink(missing_ok=True)
+            if not any(folder.glob(f"{_READER}*")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mark(folder: Path, reader: str) -> Path:
+    return folder / f"{_READER}{quote(reader, safe='')}"
 
 
 def _expected_schema(
@@ -153,7 +166,6 @@ def _value_type(source: DataSource, raw: str) -> ValueType:
 
 def _write(batches: Iterator[pa.Table], path: Path, types: Mapping[str, str]) -> None:
     """Stream tables into a temporary file, then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     writer: Any = None
     try:

@@ -145,14 +145,15 @@ class SqlSource(DataSource):
         return ".".join('"' + part.replace('"', '""') + '"' for part in parts[::2] if part)
 
     def __eq__(self, other: object) -> bool:
+        same: bool = super().__eq__(other)  # type: ignore[no-untyped-call]  # Feast's has no types
         return (
-            isinstance(other, SqlSource)
-            and bool(super().__eq__(other))
+            same
+            and isinstance(other, SqlSource)
             and self._configuration() == other._configuration()
         )
 
     def __hash__(self) -> int:
-        return super().__hash__()
+        return hash((self.name, self.timestamp_field))
 
 
 def _check(source: SqlSource) -> None:
