@@ -170,7 +170,7 @@ def _write(batches: Iterator[pa.Table], path: Path, types: Mapping[str, str]) ->
     writer: Any = None
     try:
         for batch in batches:
-            table = _with_zones(pa.table(batch.columns, names=batch.schema.names), types)
+            table = _as_declared(pa.table(batch.columns, names=batch.schema.names), types)
             writer = writer or pq.ParquetWriter(unfinished, table.schema)
             writer.write_table(table.cast(writer.schema))
         if writer is None:
@@ -183,19 +183,20 @@ def _write(batches: Iterator[pa.Table], path: Path, types: Mapping[str, str]) ->
         unfinished.unlink(missing_ok=True)
 
 
-def _with_zones(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """Some stores hand over instants as naive UTC: their source's types say which they are."""
+def _as_declared(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+    """Undo what stores do to times: instants come as naive UTC, and dates as their midnights."""
     for position, field in enumerate(table.schema):
-        naive = pa.types.is_timestamp(field.type) and field.type.tz is None
-        if naive and _is_instant(types.get(field.name, "")):
-            stamps = table.column(position).cast(pa.timestamp(field.type.unit, "UTC"))
-            table = table.set_column(position, field.name, stamps)
+        raw = types.get(field.name, "").lower()
+        if not pa.types.is_timestamp(field.type) or field.type.tz is not None:
+            continue
+        if _is_instant(raw) or raw == "date":
+            kind = pa.date32() if raw == "date" else pa.timestamp(field.type.unit, "UTC")
+            table = table.set_column(position, field.name, table.column(position).cast(kind))
     return table
 
 
 def _is_instant(raw: str) -> bool:
-    name = raw.lower()
-    return "with time zone" in name or "timestamptz" in name or "timestamp_tz" in name
+    return any(name in raw for name in ("with time zone", "timestamptz", "timestamp_tz"))
 
 
 def _told(error: Exception) -> str:
