@@ -52,7 +52,7 @@ def server(postgres: PostgresServer) -> PostgresServer:
     postgres.create_database(DATABASE)
     with psycopg.connect(postgres.url(DATABASE)) as connection:
         for name, table in make_tables().items():
-            connection.execute(f"CREATE TABLE {name} ({COLUMNS[name]})")  # noqa: S608
+            connection.execute(f"CREATE TABLE {name} ({COLUMNS[name]})")
             marks = ", ".join(["%s"] * table.num_columns)
             connection.cursor().executemany(
                 f"INSERT INTO {name} VALUES ({marks})",  # noqa: S608

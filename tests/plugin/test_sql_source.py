@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from feast import FeatureStore, FeatureView, Field, ValueType
 from feast.infra.registry.sql import SqlRegistry
+from feast.repo_operations import apply_total
 from feast.types import Float64, String
 from sqlalchemy.pool import NullPool
 
@@ -275,7 +273,7 @@ REPO_FILES = {
         online_store: {type: sqlite, path: online.db}
         entity_key_serialization_version: 3
         """,
-    "definitions.py": """
+    "sql_definitions.py": """
         from feast import Entity, FeatureView, Field, ValueType
         from feast.types import String
 
@@ -283,7 +281,10 @@ REPO_FILES = {
 
         shopper = Entity(name="shopper", join_keys=["shopper_id"], value_type=ValueType.STRING)
         table = SqlSource(
-            name="orders_table", url="${EVENTS_DB}", table="orders", timestamp_field="event_timestamp"
+            name="orders_table",
+            url="${EVENTS_DB}",
+            table="orders",
+            timestamp_field="event_timestamp",
         )
         fields = [Field(name="shopper_id", dtype=String), Field(name="item", dtype=String)]
         orders = FeatureView(
@@ -293,32 +294,24 @@ REPO_FILES = {
 }
 
 
-@pytest.mark.slow
-def test_feast_apply_checks_the_table(tmp_path: Path) -> None:
-    """The command line applies a source whose table is there, says which variable is missing, and
-    needs neither when it is told to skip the check.
+def test_feast_apply_checks_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `feast apply` calls applies a source whose table is there, says which variable is
+    missing, and needs neither when it is told to skip the check.
     """
     for name, text in REPO_FILES.items():
         (tmp_path / name).write_text(textwrap.dedent(text), "utf-8")
     write_database(f"sqlite:///{tmp_path / 'events.db'}", {"orders": make_tables()["orders"]})
-    clean = {name: value for name, value in os.environ.items() if name != "EVENTS_DB"}
-
-    def apply(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(Path(sys.executable).with_name("feast")), "apply", *options],
-            cwd=tmp_path,
-            env=clean | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    missing = apply()
-    assert missing.returncode != 0
-    assert "'EVENTS_DB', which a SqlSource's url names, is not set" in missing.stderr
-    assert apply("--skip-source-validation").returncode == 0
-    done = apply(EVENTS_DB="sqlite:///events.db")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("EVENTS_DB", raising=False)
+    settings = FeatureStore(repo_path=str(tmp_path)).config
+    with pytest.raises(SpecError, match="'EVENTS_DB', which a SqlSource's url names, is not set"):
+        apply_total(settings, tmp_path, skip_source_validation=False)
+    apply_total(settings, tmp_path, skip_source_validation=True)
+    monkeypatch.setenv("EVENTS_DB", "sqlite:///events.db")
+    apply_total(settings, tmp_path, skip_source_validation=False)
+    stored = FeatureStore(repo_path=str(tmp_path)).get_data_source("orders_table")
+    assert isinstance(stored, SqlSource)
 
 
 def test_a_run_without_the_variable_does_no_work(
