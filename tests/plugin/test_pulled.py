@@ -187,6 +187,21 @@ def test_a_rerun_finds_what_was_pulled(pull: Pull, monkeypatch: pytest.MonkeyPat
     assert all(path.name in (pulled._FILE, "reader-taste_v1") for path in files(pull))
 
 
+def test_another_password_finds_the_same_file_and_another_database_does_not(pull: Pull) -> None:
+    """What a file is known by holds the store's place and none of its secrets."""
+    source = postgres_modalities()[0].view.batch_source
+    assert source is not None
+
+    def path(**changes: str) -> str:
+        store = pull.config.offline_store.model_copy(update=changes)
+        config = pull.config.model_copy()
+        config._offline_store = store
+        return replace(pull, config=config).table(source, ["item"]).path
+
+    assert path(password="another") == path()
+    assert path(database="another") != path()
+
+
 def test_a_file_stays_until_its_last_reader_has_released_it(pull: Pull) -> None:
     """Two views that share a table share its file, and the first to finish does not take it."""
     sources = planned(pull)

@@ -73,7 +73,7 @@ class Pull:
         proto = source.to_proto()
         proto.ClearField("meta")  # when it was declared
         asked = [proto.SerializeToString(deterministic=True).hex(), sorted(columns)]
-        name = canonical_sha256([asked, self.end.isoformat()])[:16]
+        name = canonical_sha256([asked, self.end.isoformat(), _public(self.config)])[:16]
         return PulledTable(str(self.folder.absolute() / f"{_PREFIX}{name}" / _FILE))
 
     def fill(self, events: EventSource, source: DataSource) -> None:
@@ -139,6 +139,17 @@ def release(sources: Iterable[EventSource], reader: str) -> None:
 
 def _mark(folder: Path, reader: str) -> Path:
     return folder / f"{_READER}{quote(reader, safe='')}"
+
+
+def _public(config: RepoConfig) -> dict[str, str]:
+    """Which offline store a configuration means, without its secrets."""
+    told = config.offline_store.model_dump(mode="json")
+    secret = ("pass", "secret", "token", "key")
+    return {
+        name: str(value)
+        for name, value in told.items()
+        if not any(part in name.lower() for part in secret)
+    }
 
 
 def _expected_schema(
