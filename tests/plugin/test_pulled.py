@@ -81,7 +81,8 @@ def postgres_modalities(**changes: Any) -> list[Modality]:
     """The shop's modalities over Feast's own PostgreSQL sources."""
 
     def view(name: str, *fields: Field) -> FeatureView:
-        told = {"name": f"{name}_table", "table": name, "timestamp_field": "event_timestamp"}
+        told: dict[str, Any] = {"name": f"{name}_table", "table": name}
+        told["timestamp_field"] = "event_timestamp"
         if name == "orders":
             told |= changes
         return FeatureView(

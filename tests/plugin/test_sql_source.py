@@ -40,7 +40,7 @@ SECRET = "hunter2secret"
 def write_database(url: str, tables: Tables) -> None:
     """Write the shop's tables as tables of a database, with a number for each row."""
     engine = sa.create_engine(url, poolclass=NullPool)
-    kinds = {"string": sa.Text, "double": sa.Float(53)}
+    kinds: dict[str, Any] = {"string": sa.Text, "double": sa.Float(53)}
     with engine.begin() as connection:
         for name, table in tables.items():
             stamp = sa.DateTime(timezone=True)
@@ -92,15 +92,15 @@ def database(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str | None:
     """`$EVENTS_DB` holds the shop's tables; the zone that its timestamps need."""
-    url, zone = f"sqlite:///{tmp_path / 'events.db'}", "UTC"
+    url = f"sqlite:///{tmp_path / 'events.db'}"
     if request.param == "postgres":
         server: PostgresServer = request.getfixturevalue("postgres")
         name = f"shop_{request.node.name.partition('[')[0][-40:]}"
         server.create_database(name)
-        url, zone = server.sqlalchemy_url(name), None
+        url = server.sqlalchemy_url(name)
     monkeypatch.setenv("EVENTS_DB", url)
     write_database(url, make_tables())
-    return zone
+    return "UTC" if request.param == "sqlite" else None
 
 
 def materialized(repo: Path, bundle: Path, declared: list[Modality]) -> pd.DataFrame:
@@ -217,7 +217,7 @@ def test_a_source_survives_the_registry(
 )
 def test_sources_that_read_differently_are_not_equal(change: dict[str, Any]) -> None:
     """Feast applies a changed source only where it differs."""
-    told = {"name": "s", "url": "${DB}", "table": "a", "timestamp_field": "at"}
+    told: dict[str, Any] = {"name": "s", "url": "${DB}", "table": "a", "timestamp_field": "at"}
     told["partition_column"] = "id"
     assert SqlSource(**told) == SqlSource(**told)
     assert hash(SqlSource(**told)) == hash(SqlSource(**told))
@@ -236,7 +236,7 @@ def test_sources_that_read_differently_are_not_equal(change: dict[str, Any]) -> 
 )
 def test_a_wrong_declaration_is_refused_at_once(change: dict[str, Any], says: str) -> None:
     """What is wrong is said where it is written, and no secret is repeated."""
-    told = {"name": "s", "url": "${DB}", "table": "a", "timestamp_field": "at"}
+    told: dict[str, Any] = {"name": "s", "url": "${DB}", "table": "a", "timestamp_field": "at"}
     with pytest.raises(SpecError, match=says) as caught:
         SqlSource(**told | change)
     assert SECRET not in str(caught.value)
