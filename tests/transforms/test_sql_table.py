@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
+from apache_beam.internal import pickler
 from sqlalchemy.pool import NullPool
 
 from feast_anchor.onnx_export.errors import SourceError, SpecError
@@ -524,3 +526,17 @@ def test_another_password_is_the_same_table(
         monkeypatch.setenv("EVENTS_DB", url.render_as_string(hide_password=False))
         found.add(input_snapshot((source,), BEFORE))
     assert len(found) == 1
+
+
+def test_pieces_are_read_by_threads_and_other_processes(db: sa.Engine) -> None:
+    """A piece is a plain value that can be sent away, and reading several at once is reading
+    them one by one.
+    """
+    store(db, ROWS)
+    source = source_of(SqlTable(URL, "visits", "user", 8))
+    expected = read_all(source)
+    tasks = read_tasks((source,), BEFORE)
+    sent = [pickler.loads(pickler.dumps((source, task))) for task in tasks]
+    with ThreadPoolExecutor(4) as pool:
+        found = [t for tables in pool.map(lambda one: [*read(*one)], sent) for t in tables]
+    assert pa.concat_tables(found).sort_by(EVERYTHING).equals(expected)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ _CLOCK_CHANGE = timedelta(hours=1)
 # offset such as "+14:00" counts for nothing.
 _TEXT_STAMPS = timedelta(days=2)
 _SHOWN = 20  # tables named in a message
+_WARNINGS = Lock()  # Python's filters are the whole process's, and pieces are read by threads
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class SqlTable:
         """The table as the database describes it. Raises `SourceError` when there is none."""
         schema, _, name = self.table.rpartition(".")
         try:
-            with warnings.catch_warnings():  # of columns that nobody may read
+            with _WARNINGS, warnings.catch_warnings():  # of columns that nobody may read
                 warnings.simplefilter("ignore", SAWarning)
                 return sa.Table(
                     name,
