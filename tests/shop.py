@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.data_source import DataSource
 from feast.types import Float64, String
 
 from feast_anchor.onnx_export.manifest import ModalitySpec
@@ -177,7 +178,7 @@ def shop_view(
     bundle: Path,
     name: str = "taste_v1",
     queries: Mapping[str, str] = QUERIES,
-    sink: Path | FileSource | None = None,
+    sink: Path | DataSource | None = None,
 ) -> FeatureView:
     """A scenario view over the shop's tables."""
     return scenario_view(
@@ -192,13 +193,18 @@ def shop_view(
     )
 
 
-def config(repo: Path, online: Mapping[str, Any] | None = None, **engine: Any) -> RepoConfig:
+def config(
+    repo: Path,
+    online: Mapping[str, Any] | None = None,
+    offline: Mapping[str, Any] | None = None,
+    **engine: Any,
+) -> RepoConfig:
     """A repo's configuration: embedded stores unless told otherwise."""
     return RepoConfig(
         project="shop",
         provider="local",
         registry=str(repo / "registry.db"),
-        offline_store={"type": "duckdb"},
+        offline_store=dict(offline or {"type": "duckdb"}),
         online_store=dict(online or {"type": "sqlite", "path": str(repo / "online.db")}),
         batch_engine={
             "type": "feast_anchor.plugin.BeamComputeEngine",

@@ -79,7 +79,7 @@ class Shop:
     def rows(self, scored: list[UserVectors], view: str = "taste_v1") -> pa.Table:
         """Vectors as rows of a view."""
         (found,) = (fv for fv in self.views if fv.name == view)
-        run = view_run(found, Path("unused"), "run")
+        run = view_run(found, "shop", Path("unused"), "run")
         created = micros(MONDAY + 9 * WEEK)
         return newest_per_user(run, rows_table(run, [0, 1], scored, created, AXES))
 

@@ -35,8 +35,7 @@ from feast_anchor.onnx_export.errors import RunError
 
 from .config import parse_config
 from .planning import PlannedView, Wanted, group_jobs, plan_view, view_run
-from .runs import Runs
-from .spaces import prepare_sink
+from .runs import Runs, prepare
 from .spec import is_ours, spec_of
 
 log = logging.getLogger(__name__)
@@ -123,8 +122,8 @@ class BeamComputeEngine(ComputeEngine):
         """Make every scenario view joinable at apply, and refuse a mix of embedding spaces."""
         for view in views_to_keep:
             if is_ours(view):
-                run = view_run(view, self.settings.state_folder(self.repo), run_id="empty")
-                prepare_sink(run.view, Path(run.sink), run.schema)
+                state = self.settings.state_folder(self.repo)
+                prepare(view_run(view, project, state, run_id="empty"), self.repo_config)
 
     def teardown_infra(self, project: str, fvs: Sequence[Any], entities: Sequence[Entity]) -> None:
         """Offline rows and the catalogue are a team's data: teardown leaves them."""

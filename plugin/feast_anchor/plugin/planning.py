@@ -31,6 +31,7 @@ from feast_anchor.transforms.sql_table import SqlTable
 
 from .config import EngineConfig
 from .pulled import Pull
+from .sink_table import sink_of
 from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
 from .sql_source import SqlSource
 
@@ -120,30 +121,26 @@ def plan_view(
     said = spec.model_dump(mode="json")
     run_id = canonical_sha256({"view": [project, view.name, said], **read})[:16]
     but_scenarios = [project, view.name, {**said, "scenarios": None}]
-    run = view_run(view, config.state_folder(repo), run_id)
+    run = view_run(view, project, config.state_folder(repo), run_id)
     if wanted.kind == "backfill":
         run = replace(run, online=False)  # what rankers are served is not of the past
     base = canonical_sha256({"view": but_scenarios, **read})
     return PlannedView(view, project, wanted, spec, run, str(folder), sources, snapshot, base)
 
 
-def view_run(view: FeatureView, state: Path, run_id: str) -> ViewRun:
+def view_run(view: FeatureView, project: str, state: Path, run_id: str) -> ViewRun:
     """The pipeline's description of a view: columns, spaces, sink and state folder."""
     spec = spec_of(view)
     key, key_type = join_key(view)
-    sink = view.batch_source
-    if not isinstance(sink, FileSource):
-        raise SpecError(
-            f"view {view.name!r}: its sink is a {type(sink).__name__}, expected a FileSource on a "
-            "folder"
-        )
+    folder, table = sink_of(view, state / "parts" / project / view.name)
     return ViewRun(
         run_id=run_id,
         view=view.name,
         key=key,
         key_type=key_type,
         scenarios=tuple(scenario.as_column() for scenario in spec.scenarios),
-        sink=sink.path.removeprefix("file://"),
+        sink=folder,
+        table=table,
         state=str(state / f"run-{run_id}"),
         online=view.online,
     )

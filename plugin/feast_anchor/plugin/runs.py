@@ -19,7 +19,7 @@ from feast import RepoConfig
 from feast_anchor.onnx_export.errors import AnchorError, RunError
 from feast_anchor.transforms import labels
 from feast_anchor.transforms.histories import EPOCH, micros
-from feast_anchor.transforms.job import Job
+from feast_anchor.transforms.job import Job, ViewRun
 from feast_anchor.transforms.manifests import ShardManifest, finished
 from feast_anchor.transforms.quiet import quiet_beam
 
@@ -31,7 +31,9 @@ from .online import FeastOnlineWriterFactory
 from .planning import PlannedView, job_of
 from .progress import shown
 from .pulled import release
+from .sink_schema import prepare_table
 from .spaces import check_catalogue, prepare_sink, space_records
+from .table_writer import PostgresWriterFactory
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Runs:
             return [Outcome(planned.run.run_id, error) for planned in group]
 
     def _run(self, catalog: Catalog, group: Sequence[PlannedView]) -> list[Outcome]:
-        refused = [_attempt(partial(_admit, catalog, planned)) for planned in group]
+        refused = [_attempt(partial(self._admit, catalog, planned)) for planned in group]
         admitted = [p for p, error in zip(group, refused, strict=True) if error is None]
         with ExitStack() as locks:
             held = [  # in one order everywhere, or two processes could wait for each other
@@ -80,6 +82,11 @@ class Runs:
             Outcome(ids.get(planned.run.view, planned.run.run_id), error or failure)
             for planned, error in zip(group, refused, strict=True)
         ]
+
+    def _admit(self, catalog: Catalog, planned: PlannedView) -> None:
+        """Refuse a view that would mix embedding spaces, and make its sink ready."""
+        check_catalogue(catalog, planned.project, planned.run)
+        prepare(planned.run, self.config, self.settings.retry_seconds)
 
     def _lock(self, catalog: Catalog, planned: PlannedView) -> AbstractContextManager[HeldLock]:
         folder = self.settings.state_folder(self.repo) / "locks"
@@ -119,13 +126,15 @@ class Runs:
 
         views = tuple(planned.view for planned in group)
         online = FeastOnlineWriterFactory(self.config, views, self.settings.retry_seconds)
+        table = PostgresWriterFactory(self.config, self.settings.retry_seconds)
         names = ", ".join(planned.run.view for planned in group)
         wanted = group[0].wanted.labels
         if job.labels is not None and wanted is not None:
             labels.save(Path(job.labels), wanted.table, job.shards)
         with shown(job, names) as report:
             try:
-                run_job(job, online, self.settings.runner, self.settings.options, report, guard)
+                runner, options = self.settings.runner, self.settings.options
+                run_job(job, online, runner, options, report, guard, table)
             except AnchorError:
                 raise
             except Exception as error:
@@ -138,18 +147,19 @@ class Runs:
                 ) from error
 
 
+def prepare(run: ViewRun, config: RepoConfig, retry_seconds: float = 0) -> None:
+    """Make a view's sink ready to be joined and written. Raises `SpaceError` for another space."""
+    prepare_sink(run.view, Path(run.sink), run.schema)
+    if run.table is not None:
+        prepare_table(run.view, run.table, run.schema, config, retry_seconds)
+
+
 def _quieten(*names: str) -> None:
     """Feast's command line logs everything at INFO, which would bury the progress of a run."""
     for name in names:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.WARNING)
-
-
-def _admit(catalog: Catalog, planned: PlannedView) -> None:
-    """Refuse a view that would mix embedding spaces, and make its sink ready."""
-    check_catalogue(catalog, planned.project, planned.run)
-    prepare_sink(planned.run.view, Path(planned.run.sink), planned.run.schema)
 
 
 def _attempt(work: Callable[[], None]) -> BaseException | None:

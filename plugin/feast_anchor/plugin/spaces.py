@@ -23,6 +23,7 @@ from .catalog import Catalog, SpaceRecord
 from .spec import ViewSpec
 
 EMPTY_RUN = "run-empty"
+SPACE = b"space"  # metadata of a field whose values belong to an embedding space
 
 
 def sink_source(*, view: str, path: str, schema: pa.Schema, name: str) -> FileSource:
@@ -75,7 +76,7 @@ def check_catalogue(catalog: Catalog, project: str, run: ViewRun) -> None:
     The sink may be new, but online rows of the old space may still be served, and rows that were
     joined before are in somebody's training set.
     """
-    declared = _spaces(run.schema)
+    declared = spaces_of(run.schema)
     scores = {scenario.score.name for scenario in run.scenarios if scenario.score is not None}
     for known in catalog.spaces(view=run.view):
         if known.project != project or declared.get(known.field) in (None, known.fingerprint):
@@ -125,7 +126,16 @@ def check_part(view: str, schema: pa.Schema, part: Path) -> bool:
     Returns:
         Whether the view has fields that the part has not.
     """
-    stored, declared = _spaces(pq.read_schema(part)), _spaces(schema)
+    where = str(part.parent.parent)
+    return check_spaces(view, where, spaces_of(pq.read_schema(part)), spaces_of(schema))
+
+
+def check_spaces(view: str, where: str, stored: dict[str, str], declared: dict[str, str]) -> bool:
+    """Refuse fields or embedding spaces that are not those of the view; all by field name.
+
+    Returns:
+        Whether the view has fields that are not stored.
+    """
     if stored == declared:
         return False
     both = stored.keys() & declared.keys()
@@ -134,18 +144,18 @@ def check_part(view: str, schema: pa.Schema, part: Path) -> bool:
     if stored and not moved and not gone:
         return True
     raise SpaceError(
-        f"view {view!r} would mix embedding spaces in {part.parent.parent}: fields of "
-        f"another model, question or answers {moved}, new fields {added}, fields no longer "
-        f"declared {gone}. Give the new declaration a new view name, such as {view}_v2, and a sink "
-        "of its own"
+        f"view {view!r} would mix embedding spaces in {where}: fields of another model, question "
+        f"or answers {moved}, new fields {added}, fields no longer declared {gone}. Give the new "
+        f"declaration a new view name, such as {view}_v2, and a sink of its own"
     )
 
 
-def _spaces(schema: pa.Schema) -> dict[str, str]:
+def spaces_of(schema: pa.Schema) -> dict[str, str]:
+    """Fingerprint of every field that has one."""
     return {
-        field.name: (field.metadata or {})[b"space"].decode()
+        field.name: (field.metadata or {})[SPACE].decode()
         for field in schema
-        if b"space" in (field.metadata or {})
+        if SPACE in (field.metadata or {})
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import Entity, FeatureView, Field, FileSource
+from feast.data_source import DataSource
 from feast.types import PrimitiveFeastType, UnixTimestamp, from_value_type
 
 from feast_anchor.onnx_export.bundle import Bundle
@@ -29,6 +30,7 @@ from feast_anchor.transforms.job import (
 )
 
 from .scenarios import Scenario, declare, fields_of
+from .sink_table import is_table, sink_table_source, unknown_sink
 from .spaces import sink_source
 from .spec import ARROW_KEYS, TAG, ModalityDecl, ViewSpec, check_modalities
 
@@ -84,7 +86,7 @@ def scenario_view(
     events: Sequence[Modality],
     scenarios: Sequence[Scenario],
     bundle: str | Path,
-    sink: str | Path | FileSource,
+    sink: str | Path | DataSource,
     ttl: timedelta = timedelta(days=30),
     snapshots: str | timedelta | None = "7d",
     online: bool = True,
@@ -102,7 +104,8 @@ def scenario_view(
             score field for those with `score=True`.
         bundle: the bundle's folder; its digest is pinned here, so `feast apply` after a change
             of model is refused instead of mixing two embedding spaces under one name.
-        sink: folder (or FileSource on a folder) where offline rows are kept as Parquet.
+        sink: folder (or FileSource on a folder) where offline rows are kept as Parquet; or a
+            PostgreSQLSource with a table, where the repo's offline store is PostgreSQL.
         ttl: how long a vector may be joined after its as-of.
         snapshots: how far apart the as-of times of one window lie ("7d", "12h", a timedelta);
             None computes the window's end alone.
@@ -188,7 +191,11 @@ def _join_key_field(entity: Entity) -> Field:
     return Field(name=entity.join_key, dtype=dtype)
 
 
-def _sink_source(view: str, sink: str | Path | FileSource, schema: pa.Schema) -> FileSource:
+def _sink_source(view: str, sink: str | Path | DataSource, schema: pa.Schema) -> DataSource:
+    if is_table(sink):
+        return sink_table_source(view, sink, schema)
+    if isinstance(sink, DataSource) and not isinstance(sink, FileSource):
+        raise SpecError(unknown_sink(view, sink))
     if isinstance(sink, FileSource):
         given = (sink.timestamp_field, sink.created_timestamp_column)
         if given != (EVENT_TIMESTAMP, CREATED_TIMESTAMP):

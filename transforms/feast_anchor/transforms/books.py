@@ -90,16 +90,14 @@ def keep_rejected(run: ViewRun, tables: Iterable[pa.Table]) -> Path:
     return path
 
 
-def check_published(job: Job) -> None:
-    """Raises `RunError` if the online rows of a shard were not written by this attempt."""
-    for run in job.views:
-        if not run.online:
-            continue
+def check_published(job: Job, runs: Iterable[ViewRun]) -> None:
+    """Raises `RunError` if this attempt did not write the rows of every shard of some runs."""
+    for run in runs:
         written = sum(one.published_by == job.attempt for one in _manifests(run, job))
         if written < job.shards:
             raise RunError(
-                f"run {run.run_id} of {run.view!r}: the online rows of only {written} of "
-                f"{job.shards} shards were written; run it again"
+                f"run {run.run_id} of {run.view!r}: the rows of only {written} of {job.shards} "
+                "shards were written into its stores; run it again"
             )
 
 

@@ -70,6 +70,9 @@ class ViewRun:
     `run_id` is the fingerprint of bundle, spec, input snapshot and window, so a rerun finds its
     own finished shards and never another run's.
 
+    Where `table` is given, its rows are what people read, and the parts in `sink` are what later
+    runs read.
+
     `earlier` is the id of the run that ended where this one's window begins; users whose history
     is as it was then are treated as `unchanged` says. `same` is the id of a finished run over the
     same input and as-of times, `taken` the scenarios whose vectors are taken from its rows.
@@ -87,6 +90,7 @@ class ViewRun:
     earlier: str | None = None
     same: str | None = None
     taken: tuple[str, ...] = ()
+    table: str | None = None  # name of the SQL table that takes the published parts' rows
 
     @property
     def asked(self) -> tuple[ScenarioColumn, ...]:

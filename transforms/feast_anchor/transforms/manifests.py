@@ -10,6 +10,7 @@ Workers, per shard, each file as a whole by a rename:
 The driver, when the books of all shards balance:
 
     publish         <sink>.staging/run-<id>/  ->  <sink>/run-<id>/
+    table rows      all rows of a view whose sink is a SQL table, an upsert
     online rows     newest as-of per user, an upsert; then again the shard's manifest
 
 A shard without a manifest is computed again; every step overwrites what a dead attempt left, so
@@ -35,7 +36,8 @@ class ShardManifest:
     """The record that a shard of a run is done, and what happened in it.
 
     `seconds` is wall time; `created_until` is the created_timestamp of its rows, microseconds since
-    the epoch, UTC; `published_by` names the attempt that last wrote its online rows.
+    the epoch, UTC; `published_by` names the attempt that last wrote its rows into
+    stores.
     """
 
     run_id: str

@@ -5,7 +5,7 @@
     Beam shuffle     Create(read tasks) -> Reshuffle -> ReadRows -> (shard, Arrow bytes)
                      -> GroupByKey -> ScoreGrouped
     then             driver: books of all shards -> publish offline
-                     Create(shards) -> Reshuffle -> PublishOnline
+                     Create(shards) -> Reshuffle -> PublishRows (SQL table, online store)
 
 The element is a shard number or an Arrow table (as an IPC stream), never a row: Beam's cost per
 element then hardly counts. One shard is one unit of work, of memory and of retry. All workers do
@@ -46,12 +46,15 @@ def run_job(
     options: Mapping[str, Any] | None = None,
     report: Report = lambda text: None,
     guard: Callable[[], None] = lambda: None,
+    table: sinks.TableWriterFactory | None = None,
 ) -> None:
     """Run a job to its end; on return all rows of every view are published.
 
     Args:
+        online: writes what rankers are served; None leaves the online store alone.
         report: told in a few words what is going on between shards.
         guard: called before anything is published; what it raises stops the job.
+        table: writes the rows of views that have a SQL table.
 
     Raises:
         BooksError: the shards together did not see exactly the rows of unchanged tables, or more
@@ -78,8 +81,9 @@ def run_job(
     report("publishing")
     for run in job.views:
         manifests.publish(run)
-    if online is not None and any(run.online for run in job.views):
-        _publish_online(job, online, pipeline)
+    writers = sinks.Writers(online, table)
+    if any(writers.wanted(run) for run in job.views):
+        _publish_rows(job, writers, pipeline)
     shutil.rmtree(_folder(job, "shuffle"), ignore_errors=True)
 
 
@@ -146,17 +150,15 @@ def _score_grouped(
         )
 
 
-def _publish_online(
-    job: Job, online: sinks.OnlineWriterFactory, pipeline: Callable[[], beam.Pipeline]
-) -> None:
+def _publish_rows(job: Job, writers: sinks.Writers, pipeline: Callable[[], beam.Pipeline]) -> None:
     with pipeline() as p:
         _ = (
             p
             | "Published" >> beam.Create(range(job.shards))
             | beam.Reshuffle()
-            | "PublishOnline" >> beam.ParDo(PublishOnline(job, online)).with_output_types(int)
+            | "PublishRows" >> beam.ParDo(PublishRows(job, writers)).with_output_types(int)
         )
-    books.check_published(job)
+    books.check_published(job, [run for run in job.views if writers.wanted(run)])
 
 
 def _check_outcome(job: Job, rows: int) -> None:
@@ -227,31 +229,28 @@ class ScoreStored(beam.DoFn):
         yield rows
 
 
-class PublishOnline(beam.DoFn):
-    """Write the online rows of one shard, from its published parts.
+class PublishRows(beam.DoFn):
+    """Write the rows of one shard into SQL tables and the online store, from its published parts.
 
-    A finished shard is written again too: whoever runs a window again may have emptied the online
-    store since.
+    A finished shard is written again too: whoever runs a window again may have emptied a store
+    since.
     """
 
-    def __init__(self, job: Job, online: sinks.OnlineWriterFactory) -> None:
+    def __init__(self, job: Job, writers: sinks.Writers) -> None:
         self._job = job
-        self._factory = online
-        self._writer: sinks.OnlineWriter | None = None
+        self._writers = writers
 
     def process(self, element: int) -> Iterator[int]:
-        """Yield the number of rows written."""
+        """Yield the number of online rows written."""
         with beating(self._job.hearts, f"publishing-{element}"):
-            written = sum(self._publish(run, element) for run in self._job.views if run.online)
+            views = [run for run in self._job.views if self._writers.wanted(run)]
+            written = sum(self._publish(run, element) for run in views)
         yield written
 
     def _publish(self, run: ViewRun, shard: int) -> int:
         done, part = manifests.finished(run, shard), manifests.finished_part(run, shard)
         if done is None or part is None:
             return 0
-        if self._writer is None:
-            self._writer = self._factory()
-        rows = sinks.newest_per_user(run, pq.read_table(part, schema=run.schema))
-        written = self._writer.write(run.view, rows)
+        written = self._writers.write(run, pq.read_table(part, schema=run.schema))
         replace(done, rows_online=written, published_by=self._job.attempt).save(run.state_folder)
         return written

@@ -1,8 +1,10 @@
-"""A shard's results as rows, parts and dead letters, and the writers that take them online."""
+"""A shard's results as rows, parts and dead letters, and the writers that take them further."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -40,7 +42,49 @@ class OnlineWriter(Protocol):
         ...
 
 
+class TableWriter(Protocol):
+    """Writes rows of a view into its SQL table; one is made per worker process."""
+
+    def write(self, run: ViewRun, rows: pa.Table) -> None:
+        """Upsert rows by key and event_timestamp, all or none of them, never over newer ones."""
+        ...
+
+
 OnlineWriterFactory = Callable[[], OnlineWriter]
+TableWriterFactory = Callable[[], TableWriter]
+
+
+@dataclass(frozen=True)
+class Writers:
+    """How a worker takes published parts further; factories travel, writers stay."""
+
+    online: OnlineWriterFactory | None = None
+    table: TableWriterFactory | None = None
+
+    def wanted(self, run: ViewRun) -> bool:
+        """Whether a run's rows go anywhere but into its parts."""
+        return run.table is not None or (run.online and self.online is not None)
+
+    def write(self, run: ViewRun, rows: pa.Table) -> int:
+        """Write a part's rows wherever they go, and return how many went online.
+
+        The table comes first: what is served online can then be found offline, too.
+        """
+        if run.table is not None:
+            self._table.write(run, rows)
+        if not run.online or self.online is None:
+            return 0
+        return self._online.write(run.view, newest_per_user(run, rows))
+
+    @cached_property
+    def _online(self) -> OnlineWriter:
+        assert self.online is not None
+        return self.online()
+
+    @cached_property
+    def _table(self) -> TableWriter:
+        assert self.table is not None
+        return self.table()
 
 
 def rows_table(
