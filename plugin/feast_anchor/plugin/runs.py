@@ -149,9 +149,9 @@ class Runs:
 
 def prepare(run: ViewRun, config: RepoConfig, retry_seconds: float = 0) -> None:
     """Make a view's sink ready to be joined and written. Raises `SpaceError` for another space."""
-    prepare_sink(run.view, Path(run.sink), run.schema)
     if run.table is not None:
         prepare_table(run.view, run.table, run.schema, config, retry_seconds)
+    prepare_sink(run.view, Path(run.sink), run.schema)
 
 
 def _quieten(*names: str) -> None:

@@ -91,9 +91,10 @@ def _make_ready(
     types = {name: compiled(column["type"]) for name, column in columns.items()}
     _check_fits(view, declared, types, keys)
     change = Operations(MigrationContext.configure(connection))
-    for column in declared.columns:
-        if column.name not in columns:
-            change.add_column(declared.name, column.copy(), schema=declared.schema)
+    for one in declared.columns:
+        if one.name not in columns:
+            added = sa.Column(one.name, one.type, comment=one.comment)  # null in older rows
+            change.add_column(declared.name, added, schema=declared.schema)
 
 
 def _check_fits(view: str, declared: sa.Table, types: dict[str, str], keys: list[str]) -> None:
