@@ -19,10 +19,11 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from feast_anchor.transforms.job import CREATED_TIMESTAMP, ViewRun
 from feast_anchor.transforms.sinks import TableWriter
 
+from .copy_binary import copy_binary
 from .sink_schema import repeated
-from .sink_table import compiled, connect, sql_table
+from .sink_table import connect, sql_table
 
-_BATCH = 1000  # rows that are Python objects at a time
+_BATCH = 1000  # rows that are sent at a time
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,8 @@ def _copy(connection: sa.Connection, table: sa.Table, rows: pa.Table) -> None:
     statement = copy.format(sql.Identifier(table.name), columns)
     try:
         with raw.cursor() as cursor, cursor.copy(statement) as stream:
-            stream.set_types([compiled(column.type).lower() for column in table.columns])
-            for batch in rows.select(names).to_batches(max_chunksize=_BATCH):
-                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    stream.write_row(row)
+            for block in copy_binary(rows.select(names), _BATCH):
+                stream.write(block)
     except psycopg.Error as error:  # as SQLAlchemy reports it for its own statements
         raise sa.exc.DBAPIError(
             "COPY", None, error, hide_parameters=True, connection_invalidated=bool(raw.closed)
