@@ -34,7 +34,7 @@ class EngineConfig(BaseModel):
     unchanged: Unchanged = "recompute"  # users without new events in a window that continues
     max_rejected: float = Field(default=0.1, ge=0, le=1)  # share of events or users; more fails
     wait_seconds: float = Field(default=60, ge=0)  # for another run of the same view to end
-    retry_seconds: float = Field(default=60, ge=0)  # for an online store to come back
+    retry_seconds: float = Field(default=60, ge=0)  # for an online store or a sink to come back
     catalog: str = "sqlite:///data/anchor.db"  # any SQLAlchemy URL
     state: str = "data/anchor"  # folder of the runs' shard manifests and dead letters
 
