@@ -107,7 +107,7 @@ def sink_table_source(view: str, source: PostgreSQLSource, schema: pa.Schema) ->
 
     def validate(config: RepoConfig) -> None:
         """Make the table. Raises `SpaceError` if it holds another embedding space."""
-        from .sink_schema import prepare_table  # which needs Alembic
+        from .sink_schema import prepare_table  # it builds on this module
 
         prepare_table(view, table_of(view, source), schema, config)
 
