@@ -8,7 +8,7 @@ table (a missing column, a naive timestamp) are found from its schema, before an
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -145,17 +145,38 @@ def read_tasks(sources: tuple[EventSource, ...]) -> list[ReadTask]:
     return tasks
 
 
-def read(source: EventSource, task: ReadTask) -> Iterator[pa.Table]:
-    """Stream one task as tables of `ROW_SCHEMA`, a bounded number of rows at a time."""
-    names = source.columns
+def read(
+    source: EventSource, task: ReadTask, only: Callable[[pa.Array], pa.Array] | None = None
+) -> Iterator[pa.Table]:
+    """Stream one task as tables of `ROW_SCHEMA`, a bounded number of rows at a time.
+
+    Args:
+        only: given the keys of some rows as strings, which rows to read (bool); else all.
+    """
+    for table in _batches(task, source.columns):
+        if only is not None:
+            table = table.filter(only(pc.cast(table.column(source.key), pa.string())))
+        yield canonical(source, table)
+
+
+def read_keys(source: EventSource, task: ReadTask) -> Iterator[pa.Array]:
+    """The distinct keys of each batch of a task, as strings; null among them where rows have none.
+
+    Much quicker than `read`: no other column is touched.
+    """
+    for table in _batches(task, {source.key: source.columns[source.key]}):
+        yield pc.cast(pc.unique(table.column(source.key)), pa.string())
+
+
+def _batches(task: ReadTask, names: Mapping[str, str]) -> Iterator[pa.Table]:
+    """Some columns of a task: name used here -> name in the file."""
     with pq.ParquetFile(task.path) as file:
         for batch in file.iter_batches(
             batch_size=_BATCH_ROWS,
             row_groups=list(task.row_groups),
             columns=list(dict.fromkeys(names.values())),
         ):
-            table = pa.table({name: batch.column(stored) for name, stored in names.items()})
-            yield canonical(source, table)
+            yield pa.table({name: batch.column(stored) for name, stored in names.items()})
 
 
 def canonical(source: EventSource, table: pa.Table) -> pa.Table:
