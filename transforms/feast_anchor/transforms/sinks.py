@@ -126,7 +126,7 @@ def write_dead_letters(
     )
     path = dead_letter_path(run, shard)
     letters = pa.concat_tables([of_events, of_users, of_labels])
-    replace_file(path, lambda p: pq.write_table(letters, p))
+    replace_file(path, lambda p: pq.write_table(letters, p), last=False)
     return path
 
 
