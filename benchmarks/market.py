@@ -18,6 +18,7 @@ from feast_anchor.plugin.demo.tables import END, table_path
 from feast_anchor.transforms.events import EventSource, input_snapshot
 from feast_anchor.transforms.histories import micros
 from feast_anchor.transforms.job import Job, ScenarioColumn, ViewRun
+from feast_anchor.transforms.parquet_table import ParquetTable
 from feast_anchor.transforms.scoring import Question
 
 # Mean purchases of a household; with mailings, coupons and profiles that makes 50 events.
@@ -69,7 +70,7 @@ def market_job(
         EventSource(
             modality=spec.name,
             index=index,
-            path=str(table_path(tables, spec.name)),
+            table=ParquetTable(str(table_path(tables, spec.name))),
             key="household_id",
             timestamp="event_timestamp",
             text=spec.text,
@@ -87,7 +88,7 @@ def market_job(
         bundle=str(bundle.folder),
         digest=bundle.manifest.digest,
         sources=read_from,
-        snapshot=input_snapshot(read_from),
+        snapshot=input_snapshot(read_from, micros(END)),
         as_of=(micros(END),),
         shards=max(_LEAST_SHARDS, users // _USERS_PER_SHARD),
         views=(view,),

@@ -153,7 +153,7 @@ class _Trial:
         asked = None if (labels := group[0].wanted.labels) is None else labels.table
         if asked is not None:
             job = replace(job, labels=str(scratch / "labels"))
-        tasks = read_tasks(job.sources)
+        tasks = read_tasks(job.sources, job.before)
         counted = count_users(job.sources, tasks)
         users = counted.users if asked is None else pc.count_distinct(asked.column("user")).as_py()
         cells = Cells.holding(users, job.shards, _USERS, _MOST_USERS)

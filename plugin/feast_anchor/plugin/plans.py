@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
@@ -16,7 +17,7 @@ from feast import FeatureView
 from .backfill import Request
 from .backfill import wanted as wanted_of_backfill
 from .estimating import Estimate, estimate
-from .planning import Wanted, group_jobs
+from .planning import PlannedView, Wanted, group_jobs
 from .progress import clock
 from .repo import Repo, scenario_views
 from .spec import spec_of
@@ -29,12 +30,24 @@ def plan_runs(repo: Repo, views: Sequence[str], request: Request) -> list[Estima
         SpecError, BundleError, SourceError, SpaceError, CatalogError: as the run would.
     """
     store = repo.store()
-    planned = [
-        repo.plan(store, view, _wanted(view, request)) for view in scenario_views(store, views)
-    ]
-    return [
-        estimate(group, store.config, repo.settings, repo.folder) for group in group_jobs(planned)
-    ]
+    chosen = scenario_views(store, views)
+    with TemporaryDirectory(prefix="feast-anchor-plan-") as scratch:
+        # Planning pulls tables that only an offline store can read: not into the repo.
+        settings = repo.settings.model_copy(update={"state": scratch})
+        elsewhere = replace(repo, settings=settings)
+        planned = [
+            _at_home(elsewhere.plan(store, view, _wanted(view, request)), repo) for view in chosen
+        ]
+        return [
+            estimate(group, store.config, repo.settings, repo.folder)
+            for group in group_jobs(planned)
+        ]
+
+
+def _at_home(planned: PlannedView, repo: Repo) -> PlannedView:
+    """The planned view with the state folder of a real run, where earlier attempts are found."""
+    state = repo.settings.state_folder(repo.folder) / f"run-{planned.run.run_id}"
+    return replace(planned, run=replace(planned.run, state=str(state)))
 
 
 def _wanted(view: FeatureView, request: Request) -> Wanted:

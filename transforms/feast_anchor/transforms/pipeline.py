@@ -66,7 +66,7 @@ def run_job(
         chosen = PipelineOptions.from_dictionary(settings)
         return beam.Pipeline(runner=beam_runner(runner), options=chosen)
 
-    tasks = read_tasks(job.sources)
+    tasks = read_tasks(job.sources, job.before)
     if not _all_finished(job):
         if job.shuffle == "local":
             _score_stored(job, tasks, pipeline, report)
@@ -164,7 +164,7 @@ def _check_outcome(job: Job, rows: int) -> None:
     Shards that cannot be trusted are taken back, or a rerun would believe them.
     """
     wrong = None
-    if input_snapshot(job.sources) != job.snapshot:
+    if input_snapshot(job.sources, job.before) != job.snapshot:
         wrong = "the event tables changed after it was planned"
     wrong = wrong or books.missing(job, rows)
     if wrong:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from .events import ROW_SCHEMA, EventSource, ReadTask, read, read_keys
+from .parquet_table import ParquetPiece
 from .shards import Hashes, hashes, partition
 
 _EXACT = 1_000_000  # users that are counted one by one: 8 MB of hashes
@@ -125,14 +126,22 @@ def some_tasks(tasks: Sequence[ReadTask], rows: int) -> list[ReadTask]:
     total = sum(task.rows for task in tasks)
     if total <= rows:
         return list(tasks)
-    pieces = [
-        replace(task, row_groups=(group,), rows=max(1, task.rows // len(task.row_groups)))
-        for task in tasks
-        for group in task.row_groups
-    ]
+    pieces = [piece for task in tasks for piece in _split(task)]
     ends = np.cumsum([piece.rows for piece in pieces])
     largest = max(piece.rows for piece in pieces)
     count = max(1, min(len(pieces), rows // largest))
     # The middle of equal stretches of rows: a table of few rows is met as rarely as it is read.
     at = np.searchsorted(ends, (np.arange(count) + 0.5) * total / count, side="right")
     return [pieces[number] for number in dict.fromkeys(at.tolist())]
+
+
+def _split(task: ReadTask) -> list[ReadTask]:
+    """A task of several row groups as one task each, with rows as they are on average."""
+    piece = task.piece
+    if not isinstance(piece, ParquetPiece):
+        return [task]
+    rows = max(1, piece.rows // len(piece.row_groups))
+    return [
+        replace(task, piece=replace(piece, row_groups=(group,), rows=rows))
+        for group in piece.row_groups
+    ]
