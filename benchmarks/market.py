@@ -42,9 +42,7 @@ def market_modalities(events: int) -> tuple[ModalitySpec, ...]:
             text="redeemed a {campaign_type} coupon for {department}",
             max_events=few,
         ),
-        ModalitySpec(
-            name="mailings", text="was mailed campaign {campaign_type}", max_events=few
-        ),
+        ModalitySpec(name="mailings", text="was mailed campaign {campaign_type}", max_events=few),
         ModalitySpec(
             name="demographics",
             kind="table",

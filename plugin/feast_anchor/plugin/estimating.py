@@ -24,7 +24,7 @@ from feast import RepoConfig
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.transforms.events import ReadTask, read_tasks
-from feast_anchor.transforms.job import Job
+from feast_anchor.transforms.job import Job, ViewRun
 from feast_anchor.transforms.manifests import finished
 from feast_anchor.transforms.runners import pipeline_options, threads_of, workers_of
 from feast_anchor.transforms.sampling import Cells, count_users, some_tasks
@@ -205,7 +205,7 @@ class _Trial:
             rows_online=self.embedded * sum(run.online for run in views),
             shards=self.job.shards,
             shards_done=sum(_done(self.job, at) for at in range(len(views))),
-            taken_over=tuple(_taken_over(planned, self._changed()) for planned in self.group),
+            taken_over=tuple(filter(None, (self._taken_over(run) for run in views))),
             workers=self.workers,
             threads=self.threads,
             sampled_users=self.sample.books("users_in"),
@@ -240,6 +240,13 @@ class _Trial:
         """Share of the users whose vectors are computed, not taken over."""
         known = self.sample.unchanged(self.job.views)
         return 1 - _over(known, self.sample.books("users_embedded"))
+
+    def _taken_over(self, run: ViewRun) -> str:
+        if run.same is not None:
+            return f"{', '.join(run.taken)} of run {run.same}"
+        if run.earlier is not None:
+            return f"{1 - self._changed():.0%} of the users, unchanged since run {run.earlier}"
+        return ""
 
     def _scoring_seconds(self) -> float:
         """Tokens of events grow with the events, those of questions with the users."""
@@ -292,15 +299,6 @@ def _columns(group: Sequence[PlannedView]) -> float:
     """Columns of vectors that are written, over those that are computed."""
     runs = [planned.run for planned in group]
     return _over(sum(len(r.scenarios) for r in runs), sum(len(r.asked) for r in runs))
-
-
-def _taken_over(planned: PlannedView, changed: float) -> str:
-    run = planned.run
-    if run.same is not None:
-        return f"{', '.join(run.taken)} of run {run.same}"
-    if run.earlier is not None:
-        return f"{1 - changed:.0%} of the users, unchanged since run {run.earlier}"
-    return ""
 
 
 def _peak_bytes() -> int:

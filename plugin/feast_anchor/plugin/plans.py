@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from tempfile import TemporaryDirectory
 
-from rich.table import Table
-
 from feast import FeatureView
+from rich.table import Table
 
 from .backfill import Request
 from .backfill import wanted as wanted_of_backfill
