@@ -1,8 +1,8 @@
 """Beam pipelines that come to an end: a dead worker fails the run and never leaves it waiting.
 
-    FnApiRunner, multi_processing   we start the workers and see them end: at once
-    PortableRunner                  signs of life, which workers leave: within half a minute
-    DaskRunner, Flink, Spark ...    give a dead worker's elements to another, or fail by themselves
+FnApiRunner, multi_processing   we start the workers and see them end: at once
+PortableRunner                  signs of life, which workers leave: within half a minute
+DaskRunner, Flink, Spark ...    give a dead worker's elements to another, or fail by themselves
 """
 
 # No `from __future__ import annotations` here: Beam reads annotations of what it is given.
