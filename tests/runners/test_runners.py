@@ -252,7 +252,7 @@ def wait_for(ask: Callable[[], T]) -> T:
     return answer
 
 
-class once_scoring:  # noqa: N801, reads as what it is: a context
+class once_scoring:
     """Does something once, as soon as the first shard is done; gives when that was."""
 
     def __init__(self, folder: Path, action: Callable[[], None]) -> None:

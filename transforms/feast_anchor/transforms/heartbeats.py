@@ -105,7 +105,9 @@ class Watch:
             if self._seen.get(name, ("", 0.0))[0] != beat:
                 self._seen[name] = (beat, now)
         self._seen = {name: self._seen[name] for name in beats}
-        silent = [name for name, (_, since) in self._seen.items() if now - since > self.dead_seconds]
+        silent = [
+            name for name, (_, since) in self._seen.items() if now - since > self.dead_seconds
+        ]
         if silent:
             elements = ", ".join(sorted(name.rpartition("-")[0] for name in silent))
             return f"a worker died: no sign of life for {self.dead_seconds:g} s from {elements}"
