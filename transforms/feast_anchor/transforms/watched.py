@@ -58,7 +58,7 @@ class WatchedPipeline(beam.Pipeline):
 
 class _Done(PipelineResult):
     def __init__(self) -> None:
-        super().__init__(PipelineState.DONE)
+        super().__init__(PipelineState.DONE)  # type: ignore[no-untyped-call]
 
     def wait_until_finish(self, duration: int | None = None) -> str:
         return str(self._state)
