@@ -8,8 +8,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -24,26 +25,40 @@ from services.postgres import PostgresServer, postgres_server
 VIEW = ("shop", "shopper_v1")
 
 
-@pytest.fixture
-def catalog(url: str) -> Iterator[Catalog]:
-    """A fresh catalogue on each database."""
-    with Catalog.open(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def postgres_url(postgres: PostgresServer, request: pytest.FixtureRequest) -> str:
-    """An empty PostgreSQL database."""
-    name = f"locks_{abs(hash(request.node.name)):x}"
+@pytest.fixture(scope="module")
+def postgres_url(postgres: PostgresServer) -> str:
+    """A PostgreSQL database for all tests here: they leave nothing in it."""
+    name = f"locks_{uuid4().hex}"
     postgres.create_database(name)
     return postgres.sqlalchemy_url(name)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a SQLite file, then of PostgreSQL."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path)
+    return str(request.getfixturevalue("postgres_url"))
+
+
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite catalogue of this test."""
+    return f"sqlite:///{tmp_path}/anchor.db"
+
+
+@pytest.fixture
+def catalog(url: str) -> Iterator[Catalog]:
+    """A catalogue on each database."""
+    with Catalog.open(url) as opened:
+        yield opened
 
 
 HOLD = """
 import subprocess, sys
 from feast_anchor.plugin.catalog import Catalog
 with Catalog.open(sys.argv[1]) as catalog, catalog.lock("shop", "shopper_v1", 30) as lock:
-    worker = subprocess.Popen(["sleep", "60"])
+    nowhere = subprocess.DEVNULL
+    worker = subprocess.Popen(["sleep", "60"], stdin=nowhere, stdout=nowhere, stderr=nowhere)
     print(worker.pid, flush=True)
     sys.stdin.readline()
     lock.check()
@@ -62,10 +77,8 @@ def holder(url: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-        try:
+        with suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def terminate_sessions(url: str, like: str = "feast-anchor process %") -> int:
@@ -108,7 +121,7 @@ def test_the_second_process_waits_and_then_gets_it(
         assert first.wait(20) == 0
 
     (said,) = [one.getMessage() for one in caplog.records if one.name.endswith("locks")]
-    assert f"'shopper_v1' is locked by " in said
+    assert "'shopper_v1' is locked by " in said
     assert f"process {first.pid} on {socket.gethostname()}" in said
     assert "waiting for at most 30 s" in said
 
@@ -141,10 +154,15 @@ def test_a_killed_holder_blocks_nobody(url: str, catalog: Catalog) -> None:
 
 def test_a_lock_is_free_again_after_its_block(url: str, catalog: Catalog) -> None:
     """At once, also when the block failed, and as often as one likes."""
-    for _ in range(3):
-        with pytest.raises(ZeroDivisionError), catalog.lock(*VIEW, 0):
+
+    def failing_run() -> None:
+        with catalog.lock(*VIEW, 0):
             assert taken_elsewhere(url)
             raise ZeroDivisionError
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            failing_run()
     assert not taken_elsewhere(url)
 
 
@@ -185,56 +203,60 @@ def test_a_terminated_session_is_replaced(postgres_url: str) -> None:
 
 def test_a_lock_that_somebody_else_took_meanwhile_is_lost(postgres_url: str) -> None:
     """check() names who has it now, again and again, and leaving the block harms nobody."""
-    with Catalog.open(postgres_url) as catalog:
-        with catalog.lock(*VIEW, 0) as lock:
-            terminate_sessions(postgres_url)
-            with holder(postgres_url) as second:
-                for _ in range(2):
-                    with pytest.raises(RunError, match=f"process {second.pid} .*has it now"):
-                        lock.check()
-                let_go(second)
-                assert second.wait(20) == 0
+    with Catalog.open(postgres_url) as catalog, catalog.lock(*VIEW, 0) as lock:
+        terminate_sessions(postgres_url)
+        with holder(postgres_url) as second:
+            for _ in range(2):
+                with pytest.raises(RunError, match=f"process {second.pid} .*has it now"):
+                    lock.check()
+            let_go(second)
+            assert second.wait(20) == 0
 
 
 def test_a_session_that_drops_while_it_waits_is_replaced(postgres_url: str) -> None:
     """The waiting process connects again, and gets the lock in the end."""
-    with Catalog.open(postgres_url) as catalog, ThreadPoolExecutor() as pool:
-        with holder(postgres_url) as first:
-            lock = catalog.lock(*VIEW, 30)
-            entering = pool.submit(lock.__enter__)
-            with pytest.raises(TimeoutError):
-                entering.result(timeout=0.7)
-            assert terminate_sessions(postgres_url, f"feast-anchor process {os.getpid()} %") == 1
-            with pytest.raises(TimeoutError):
-                entering.result(timeout=1)
-            let_go(first)
-            entering.result(timeout=20).check()
-            lock.__exit__(None, None, None)
+    with (
+        Catalog.open(postgres_url) as catalog,
+        ThreadPoolExecutor() as pool,
+        holder(postgres_url) as first,
+    ):
+        lock = catalog.lock(*VIEW, 30)
+        entering = pool.submit(lock.__enter__)
+        with pytest.raises(TimeoutError):
+            entering.result(timeout=0.7)
+        assert terminate_sessions(postgres_url, f"feast-anchor process {os.getpid()} %") == 1
+        with pytest.raises(TimeoutError):
+            entering.result(timeout=1)
+        let_go(first)
+        entering.result(timeout=20).check()
+        lock.__exit__(None, None, None)
 
 
 @pytest.mark.services
 def test_a_server_that_stays_away_is_a_lost_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can tell who has the lock then; after the server is back it is taken again."""
     monkeypatch.setattr(database, "RETRY_S", 0.3)
-    with postgres_server() as server, Catalog.open(server.sqlalchemy_url()) as catalog:
-        with catalog.lock(*VIEW, 0) as lock:
-            server.stop()
-            with pytest.raises(RunError, match=r"cannot be taken again: .*Run again to resume"):
-                lock.check()
-            server.start()
+    with (
+        postgres_server() as server,
+        Catalog.open(server.sqlalchemy_url()) as catalog,
+        catalog.lock(*VIEW, 0) as lock,
+    ):
+        server.stop()
+        with pytest.raises(RunError, match=r"cannot be taken again: .*Run again to resume"):
             lock.check()
+        server.start()
+        lock.check()
 
 
 def files(tmp_path: Path) -> Path:
-    """The folder of the lock files of the `url` fixture's SQLite catalogue."""
-    return tmp_path / "not" / "there" / "yet" / "anchor.db.locks"
+    """The folder of the lock files of that catalogue."""
+    return tmp_path / "anchor.db.locks"
 
 
 @pytest.fixture
 def file_lock(tmp_path: Path) -> Iterator[HeldLock]:
-    """The lock of a SQLite catalogue, held."""
-    url = f"sqlite:///{tmp_path}/not/there/yet/anchor.db"
-    with Catalog.open(url) as catalog, catalog.lock(*VIEW, 0) as lock:
+    """The lock of that catalogue, held."""
+    with Catalog.open(sqlite_url(tmp_path)) as catalog, catalog.lock(*VIEW, 0) as lock:
         yield lock
 
 
@@ -247,7 +269,7 @@ def test_a_deleted_lock_file_is_made_again(tmp_path: Path, file_lock: HeldLock) 
         "shop.shopper_v1.json",
         "shop.shopper_v1.lock",
     ]
-    assert taken_elsewhere(f"sqlite:///{tmp_path}/not/there/yet/anchor.db")
+    assert taken_elsewhere(sqlite_url(tmp_path))
 
 
 def test_a_deleted_lock_file_that_another_made_again_is_lost(
@@ -255,7 +277,7 @@ def test_a_deleted_lock_file_that_another_made_again_is_lost(
 ) -> None:
     """check() names the other process, whose note stays when this one ends."""
     (files(tmp_path) / "shop.shopper_v1.lock").unlink()
-    with holder(f"sqlite:///{tmp_path}/not/there/yet/anchor.db") as second:
+    with holder(sqlite_url(tmp_path)) as second:
         with pytest.raises(RunError, match=f"process {second.pid} .*has it now"):
             file_lock.check()
         assert (files(tmp_path) / "shop.shopper_v1.json").exists()
@@ -288,7 +310,7 @@ def test_a_holder_without_a_readable_note_still_holds(tmp_path: Path, file_lock:
     """The note is for the message alone."""
     (files(tmp_path) / "shop.shopper_v1.json").write_text('{"pid": 1')
     with (
-        Catalog.open(f"sqlite:///{tmp_path}/not/there/yet/anchor.db") as other,
+        Catalog.open(sqlite_url(tmp_path)) as other,
         pytest.raises(RunError, match="locked by a process that left no name"),
         other.lock(*VIEW, 0),
     ):

@@ -12,13 +12,20 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 import pytest
 from feast import Entity, FeatureStore, FeatureView, ValueType
+from feast.infra.online_stores.helpers import get_online_store_from_config
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.online_stores.postgres_online_store.postgres import PostgreSQLOnlineStore
+from feast.infra.online_stores.redis import RedisOnlineStore
 from feast.online_response import OnlineResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from feast_anchor.onnx_export.errors import RunError, SpecError
 from feast_anchor.plugin import Scenario, online, scenario_view, to_numpy
@@ -28,6 +35,7 @@ from feast_anchor.transforms.histories import micros
 from feast_anchor.transforms.scoring import UserVectors
 from feast_anchor.transforms.sinks import newest_per_user, rows_table
 from feast_anchor.transforms.zeroshot import Answers
+from services.postgres import PostgresServer
 from services.valkey import ValkeyServer, valkey_server
 from shop import QUERIES, config, make_tables, modalities, shop_view, write_tables
 
@@ -304,6 +312,14 @@ def own_shop(tmp_path: Path, paper_bundle: PaperBundle, own_valkey: ValkeyServer
     return open_shop(tmp_path, paper_bundle(), online=online_store)
 
 
+def impatient(store_config: Any) -> OnlineStore:
+    """A Redis store whose client does not wait by itself, as it would for some seconds."""
+    store = get_online_store_from_config(store_config)
+    assert isinstance(store, RedisOnlineStore)
+    store._get_client(store_config).set_retry(Retry(NoBackoff(), 0))
+    return store
+
+
 def tries(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was logged about tries."""
     return [one.getMessage() for one in caplog.records if one.name.endswith("retries")]
@@ -318,6 +334,7 @@ def test_a_store_that_comes_back_is_waited_for(
 ) -> None:
     """Stopped before a write and started two seconds later: all rows arrive, counted once."""
     monkeypatch.setattr(online, "_BATCH", 3)
+    monkeypatch.setattr(online, "get_online_store_from_config", impatient)
     users = [f"u{n}" for n in range(10)]
     writer = own_shop.writer()
     assert own_shop.write({"before": vector(1)}, writer=writer) == 1  # it has a connection now
@@ -332,15 +349,18 @@ def test_a_store_that_comes_back_is_waited_for(
     assert [row[0] for row in own_shop.served(*users)] == list(range(10))
     with own_valkey.client() as client:
         assert client.dbsize() == 10
-    assert tries(caplog)
+    assert len(tries(caplog)) > 1
     assert tries(caplog)[0].startswith(
         "writing rows of view 'taste_v1' to online store 'redis': try 1 failed (ConnectionError: "
     )
 
 
 @pytest.mark.services
-def test_a_store_that_stays_away_ends_the_run(own_shop: Shop, own_valkey: ValkeyServer) -> None:
+def test_a_store_that_stays_away_ends_the_run(
+    own_shop: Shop, own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error says which view and store, how long, why, and that running again resumes."""
+    monkeypatch.setattr(online, "get_online_store_from_config", impatient)
     writer = dataclasses.replace(own_shop.writer(), retry_seconds=1)
     own_valkey.stop()
     with pytest.raises(RunError) as caught:
@@ -352,6 +372,40 @@ def test_a_store_that_stays_away_ends_the_run(own_shop: Shop, own_valkey: Valkey
     assert "then run again to resume" in message
     own_valkey.start()
     assert own_shop.write({"ada": vector(1)}, writer=writer) == 1
+
+
+def test_a_connection_that_a_store_keeps_though_it_broke_is_replaced(
+    tmp_path: Path,
+    paper_bundle: PaperBundle,
+    postgres: PostgresServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Feast's PostgreSQL store would use its dropped connection for ever."""
+    name = f"online_{uuid4().hex}"
+    postgres.create_database(name)
+    login = {"host": postgres.host, "port": postgres.port, "user": "postgres", "password": "any"}
+    settings = login | {"type": "postgres", "database": name, "sslmode": "disable"}
+    shop = open_shop(tmp_path, paper_bundle(), online=settings)
+    writer = shop.writer()
+    assert shop.write({"ada": vector(1)}, writer=writer) == 1
+
+    with psycopg.connect(postgres.url(name), autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert shop.write({"ada": vector(2), "bo": vector(3)}, writer=writer) == 2
+    assert len(tries(caplog)) == 1
+
+    again = FeatureStore(config=shop.store.config)  # reads through a connection of its own
+    assert [row[0] for row in Shop(again, shop.views).served("ada", "bo")] == [2, 3]
+    for store in (
+        writer._store,
+        *(one._get_provider().online_store for one in (shop.store, again)),
+    ):
+        assert isinstance(store, PostgreSQLOnlineStore)
+        assert store._conn is not None  # Feast itself never closes it
+        store._conn.close()
 
 
 class Unlucky:
@@ -412,7 +466,7 @@ def test_no_secret_of_the_store_is_logged_or_raised(
 ) -> None:
     """Neither in the warnings nor in the error and its traceback."""
     secret = valkey_shop.store.config.online_store
-    login = f"{secret.connection_string},username=me,password=s3cret"
+    login = f'{secret.connection_string},username=me,password="s3cret"'
     config = valkey_shop.store.config.model_copy()
     config._online_store = secret.model_copy(update={"connection_string": login})
     said = [OSError("no s3cret at redis://me:0ther@host") for _ in range(9)]

@@ -5,16 +5,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, delete, event, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
 from feast_anchor.onnx_export.errors import CatalogError, RunError, SpecError
 from feast_anchor.plugin.catalog import Catalog, DeadLetterRow, RunRecord, ShardRecord
 from feast_anchor.plugin.migrations import database
+from feast_anchor.plugin.migrations.tables import RUNS
 from feast_anchor.plugin.retries import connection_lost, may_pass
 from services.postgres import PostgresServer, postgres_server
 
@@ -30,12 +33,20 @@ SHARD = ShardRecord(
 HIDDEN = "s3cr3t-Passw0rd"
 
 
-@pytest.fixture
-def catalog(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Catalog]:
-    """A catalogue on PostgreSQL with one run that works."""
-    name = f"retries_{abs(hash(request.node.name)):x}"
+@pytest.fixture(scope="module")
+def postgres_url(postgres: PostgresServer) -> str:
+    """A PostgreSQL database for all tests here."""
+    name = f"retries_{uuid4().hex}"
     postgres.create_database(name)
-    with Catalog.open(postgres.sqlalchemy_url(name)) as opened:
+    return postgres.sqlalchemy_url(name)
+
+
+@pytest.fixture
+def catalog(postgres_url: str) -> Iterator[Catalog]:
+    """A catalogue on PostgreSQL that holds one run, which works."""
+    with Catalog.open(postgres_url) as opened:
+        with opened._engine.begin() as connection:
+            connection.execute(delete(RUNS))
         opened.begin_run(RUN)
         yield opened
 
@@ -139,9 +150,12 @@ def test_a_restarted_server_is_waited_for(
         server.start()
         assert catalog.begin_run(RUN) == 2
 
-        for work in (lambda: catalog.begin_run(RUN), lambda: catalog.runs()[0].attempt):
+        def attempt() -> int:
+            return catalog.runs()[0].attempt
+
+        for work in (partial(catalog.begin_run, RUN), attempt):
             server.stop()
-            back = threading.Timer(1.5, server.start)
+            back = threading.Timer(0.5, server.start)
             back.start()
             caplog.clear()
             assert work() == 3

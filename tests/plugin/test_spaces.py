@@ -48,7 +48,7 @@ def write_run(folder: Path, name: str, spaces: Mapping[str, str] = SPACES, rows:
 
 def spaces_in(part: Path) -> dict[str, str]:
     """The fingerprint that each vector field of a part carries."""
-    fields = [field for field in pq.read_schema(part) if field.name in SPACES]
+    fields = [field for field in pq.read_schema(part) if b"space" in (field.metadata or {})]
     return {field.name: field.metadata[b"space"].decode() for field in fields}
 
 
@@ -112,11 +112,32 @@ def test_other_spaces_are_refused_and_nothing_is_touched(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_new_scenario_is_sent_to_a_view_of_its_own(tmp_path: Path) -> None:
-    """Adding a scenario mixes nothing, but old rows lack it: the error says how to add it."""
-    write_run(tmp_path, "1")
-    with pytest.raises(SpaceError, match=r"fields \['bread'\] are new.*second scenario_view"):
-        prepare_sink("taste_v1", tmp_path, schema({**SPACES, "bread": "c3"}))
+def test_rows_from_before_a_scenario_was_added_get_it_as_null(tmp_path: Path) -> None:
+    """Every part of every run can be read with the new columns, and loses nothing."""
+    before = {path: pq.read_table(path) for path in (write_run(tmp_path, n) for n in "12")}
+    grown = schema({"churn": "b2", "bread": "c3", "tea": "a1"})
+    prepare_sink("taste_v1", tmp_path, grown)
+    parts = sorted(tmp_path.rglob("*.parquet"))
+    assert len(parts) == 5
+    wanted = {**SPACES, "bread": "c3"}
+    assert all(pq.read_schema(part).equals(grown) for part in parts)
+    assert [spaces_in(part) for part in parts] == [wanted] * 5
+    for path, rows in before.items():
+        found = pq.read_table(path)
+        assert found.select(rows.column_names).cast(rows.schema).equals(rows)
+        assert found["bread"].null_count == len(rows)
+
+
+def test_adding_a_scenario_that_was_interrupted_is_finished_the_next_time(tmp_path: Path) -> None:
+    """The part that is looked at is the last to change, so no other is left behind."""
+    path = write_run(tmp_path, "1")
+    grown = schema({**SPACES, "bread": "c3"})
+    prepare_sink("taste_v1", tmp_path, grown)
+    pq.write_table(pq.read_table(path).select(schema().names).cast(schema()), path.parent / "x")
+    (path.parent / "x").replace(path.with_name("part-00000.parquet"))  # as if it had died there
+    prepare_sink("taste_v1", tmp_path, grown)
+    parts = path.parent.glob("*.parquet")
+    assert [spaces_in(part) for part in parts] == [{**SPACES, "bread": "c3"}] * 2
 
 
 def test_every_run_in_the_folder_counts(tmp_path: Path) -> None:
@@ -214,14 +235,14 @@ def test_a_score_of_other_answers_does_not_enter_a_sink(tmp_path: Path) -> None:
         prepare_sink("taste_v1", tmp_path, new)
 
 
-def test_a_score_joins_a_view_only_by_a_second_view(tmp_path: Path) -> None:
-    """Old rows have no score: the error says how to add it without a second pass."""
+def test_a_score_may_join_a_view_that_has_rows(tmp_path: Path) -> None:
+    """Old rows have no score, and say so."""
     bare = scored().model_copy(update={"positive": (), "negative": ()})
     path = tmp_path / "run-1" / "part-00000.parquet"
     path.parent.mkdir()
     pq.write_table(scored_run(tmp_path, bare).schema.empty_table(), path)
-    with pytest.raises(SpaceError, match=r"fields \['tea_score'\] are new.*second scenario_view"):
-        prepare_sink("taste_v1", tmp_path, scored_run(tmp_path, scored()).schema)
+    prepare_sink("taste_v1", tmp_path, scored_run(tmp_path, scored()).schema)
+    assert pq.read_schema(path).field("tea_score").type == pa.float32()
 
 
 def test_the_catalogue_tells_scores_of_other_answers_apart(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def _server(binaries: Path, data: Path, owner: Owner | None) -> PostgresServer:
 
     command = [str(binaries / "postgres"), "-D", str(data), "-k", str(data)]
     command += ["-h", HOST, "-p", str(port)]
+    command += ["-F"]  # no fsync: only the machine's crash would lose data, not the server's
     log = data.parent / "postgres.log"
     process = ServerProcess(command, log, ready, owner, stop_signal=signal.SIGINT)
     return PostgresServer(HOST, port, process)

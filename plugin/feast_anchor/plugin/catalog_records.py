@@ -107,10 +107,10 @@ class ShardRecord(Counts):
 
     def __post_init__(self) -> None:
         for key in self.rejected:
-            if not re.match(r"(event|user):.", key):
+            if not re.match(r"(event|user|label):.", key):
                 raise CatalogError(
                     f"Shard {self.shard} rejected rows for {key!r}; "
-                    "write the reason as 'event:<reason>' or 'user:<reason>'."
+                    "write the reason as 'event:<reason>', 'user:<reason>' or 'label:<reason>'."
                 )
 
 

@@ -183,6 +183,7 @@ class PostgresLockOfView:
         self._url = url
         self._key = _key(project, view)
         self._session: Connection | None = None
+        self._held = False  # by that session: it may also live on without the lock
 
     def take(self) -> bool:
         """Try to take the lock, on a new connection if the last one dropped."""
@@ -191,14 +192,13 @@ class PostgresLockOfView:
 
     def intact(self) -> bool:
         """Whether the session that took the lock still lives."""
-        if self._session is None:
+        if self._session is None or not self._held:
             return False
         try:
             self._session.execute(select(1))
         except SQLAlchemyError:
             self._drop()
-            return False
-        return True
+        return self._held
 
     def holder(self) -> str:
         """The session that has the lock, which says its process and host in its name."""
@@ -225,25 +225,27 @@ class PostgresLockOfView:
     def _try(self) -> bool:
         try:
             if self._session is None:
-                self._session = self._connect()
-            return bool(self._session.scalar(select(func.pg_try_advisory_lock(self._key))))
+                self._connect()
+            assert self._session is not None
+            taken = self._session.scalar(select(func.pg_try_advisory_lock(self._key)))
         except SQLAlchemyError:
             self._drop()
             raise
+        self._held = bool(taken)
+        return self._held
 
-    def _connect(self) -> Connection:
-        session = self._engine.connect()
-        session.detach()  # closing it must end the session, not put it back into the pool
-        session.execution_options(isolation_level="AUTOCOMMIT")  # no transaction for hours
+    def _connect(self) -> None:
+        self._session = self._engine.connect()
+        self._session.execution_options(isolation_level="AUTOCOMMIT")  # no transaction for hours
+        self._session.detach()  # closing it must end the session, not put it back into the pool
         me = f"feast-anchor process {os.getpid()} on {socket.gethostname()}"
-        session.execute(_SET_UP, {"me": me[:63]})
-        return session
+        self._session.execute(_SET_UP, {"me": me[:63]})
 
     def _drop(self) -> None:
         if self._session is not None:
             with suppress(SQLAlchemyError):
                 self._session.close()
-        self._session = None
+        self._session, self._held = None, False
 
 
 # The server notices within about a minute that the machine of a holder vanished.

@@ -144,7 +144,8 @@ def _secrets(store: Any) -> list[str]:
     """What an online store's settings hold that no log or error may show."""
     settings = {name: str(value) for name, value in store.model_dump().items() if value}
     inner = [pair for text in settings.values() for pair in _SETTING.findall(text)]
-    return [value for name, value in (*settings.items(), *inner) if is_secret(name)]
+    found = (*settings.items(), *inner)
+    return [value.strip("\"'") for name, value in found if is_secret(name)]
 
 
 def to_numpy(response: OnlineResponse, feature: str) -> np.ndarray[Any, np.dtype[np.float32]]:
