@@ -21,6 +21,7 @@ from feast_anchor.transforms import labels
 from feast_anchor.transforms.histories import EPOCH, micros
 from feast_anchor.transforms.job import Job
 from feast_anchor.transforms.manifests import ShardManifest, finished
+from feast_anchor.transforms.quiet import quiet_beam
 
 from .carry_over import BASE, carried_over
 from .catalog import Catalog, RunRecord, ShardRecord
@@ -105,7 +106,8 @@ class Runs:
         return failure
 
     def _compute(self, group: Sequence[PlannedView], job: Job, held: Sequence[HeldLock]) -> None:
-        from feast_anchor.transforms.pipeline import run_job  # Beam is slow to import
+        with quiet_beam():
+            from feast_anchor.transforms.pipeline import run_job  # Beam is slow to import
 
         def guard() -> None:
             for lock in held:
