@@ -7,21 +7,24 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+import onnx
 
 from faults.conftest import NewShop, Undisturbed
 from faults.harness import VIEW
 from faults.judge import assert_untouched, judge, runs
 from feast_anchor.plugin.catalog import RunStatus
 from feast_anchor.onnx_export.bundle import seal
-from feast_anchor.onnx_export.manifest import PROMPTS_FILE, read_manifest
+from feast_anchor.onnx_export.manifest import GRAPHS, read_manifest
 
 
 def another_model(bundle: Path, folder: Path) -> None:
-    """A sound bundle with other weights: a prompt was tuned meanwhile."""
+    """A sound bundle with other weights."""
     shutil.copytree(bundle, folder)
-    prompts = {"other": np.ones((2, 32), dtype=np.float32)}
-    save_file(prompts, folder / PROMPTS_FILE)
+    graph = folder / f"{GRAPHS[0]}.onnx"
+    model = onnx.load(graph)
+    weights = next(one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
+    weights.raw_data = (np.frombuffer(weights.raw_data, "<f4") * np.float32(1.5)).tobytes()
+    onnx.save(model, graph)
     seal(folder, read_manifest(folder))
 
 
