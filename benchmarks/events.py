@@ -19,6 +19,7 @@ from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.manifest import ModalitySpec
 from feast_anchor.transforms.events import EventSource, input_snapshot, read, read_tasks
 from feast_anchor.transforms.job import Job, ScenarioColumn, ViewRun
+from feast_anchor.transforms.parquet_table import ParquetTable
 from feast_anchor.transforms.pipeline import run_job
 from feast_anchor.transforms.scoring import Question
 from feast_anchor.transforms.shards import partition
@@ -57,7 +58,7 @@ def sources(modalities: Sequence[ModalitySpec], folder: Path) -> tuple[EventSour
         EventSource(
             modality=spec.name,
             index=index,
-            path=str(folder / f"{spec.name}.parquet"),
+            table=ParquetTable(str(folder / f"{spec.name}.parquet")),
             key="user",
             timestamp="at",
             text=spec.text,
@@ -85,7 +86,7 @@ def job(bundle: Bundle, questions: Sequence[str], events: Path, out: Path, users
         bundle=str(bundle.folder),
         digest=bundle.manifest.digest,
         sources=read_from,
-        snapshot=input_snapshot(read_from),
+        snapshot=input_snapshot(read_from, AS_OF),
         as_of=(AS_OF,),
         shards=shards_of(users),
         views=(view,),
@@ -104,7 +105,7 @@ def shard_tables(modalities: Sequence[ModalitySpec], folder: Path, shards: int) 
     """The rows of every shard, as the pipeline's shuffle would bring them together."""
     read_from = sources(modalities, folder)
     parts: list[list[pa.Table]] = [[] for _ in range(shards)]
-    for task in read_tasks(read_from):
+    for task in read_tasks(read_from, AS_OF):
         for table in read(read_from[task.source], task):
             for shard, part in partition(table, shards):
                 parts[shard].append(part)

@@ -15,19 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_anchor.onnx_export.errors import SourceError
-from feast_anchor.transforms import events
+from feast_anchor.transforms import parquet_table
 from feast_anchor.transforms.events import (
     ROW_SCHEMA,
     EventSource,
     canonical,
     check_source,
-    files_of,
     input_snapshot,
     read,
     read_tasks,
 )
+from feast_anchor.transforms.parquet_table import ParquetPiece, ParquetTable
 
 AT = datetime(2024, 1, 1, 12, 30, 15, 123456, tzinfo=UTC)
+LATE = 2**62  # Parquet files are read as a whole, whatever the last as-of is
 STAMP = pa.timestamp("us", tz="UTC")
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -45,7 +46,9 @@ SCHEMA = pa.schema(
 
 def source_at(path: Path | str, **changes: Any) -> EventSource:
     """Visits with an amount, stored at `path`."""
-    visits = EventSource("visits", 3, str(path), "user", "at", "{item} in {shop}", "spend")
+    visits = EventSource(
+        "visits", 3, ParquetTable(str(path)), "user", "at", "{item} in {shop}", "spend"
+    )
     return replace(visits, **changes)
 
 
@@ -57,7 +60,7 @@ def table_of(*rows: dict[str, Any], **types: pa.DataType) -> pa.Table:
 
 def read_all(*sources: EventSource) -> pa.Table:
     """Every row of some sources, as a run reads them."""
-    tables = [t for task in read_tasks(sources) for t in read(sources[task.source], task)]
+    tables = [t for task in read_tasks(sources, LATE) for t in read(sources[task.source], task)]
     return pa.concat_tables([ROW_SCHEMA.empty_table(), *tables])
 
 
@@ -141,11 +144,12 @@ def test_rows_read_from_a_file_reconcile_with_the_rows_written(
     pq.write_table(table, path, row_group_size=group)
     source = source_at(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(events, "_TASK_ROWS", 2 * group)
-        patch.setattr(events, "_BATCH_ROWS", batch)
-        tasks, found = read_tasks((source,)), read_all(source)
+        patch.setattr(parquet_table, "_TASK_ROWS", 2 * group)
+        patch.setattr(parquet_table, "BATCH_ROWS", batch)
+        tasks, found = read_tasks((source,), LATE), read_all(source)
 
-    groups = [number for task in tasks for number in task.row_groups]
+    pieces = [task.piece for task in tasks if isinstance(task.piece, ParquetPiece)]
+    groups = [number for piece in pieces for number in piece.row_groups]
     assert groups == list(range(pq.read_metadata(path).num_row_groups))
     assert sum(task.rows for task in tasks) == len(rows)
     assert found["user"].to_pylist() == table["user"].to_pylist()
@@ -198,7 +202,7 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_a_source_is_a_file_a_folder_or_a_glob(folder: Path, path: str, found: list[str]) -> None:
     """All Parquet files behind a path are found, sorted, and nothing else."""
-    assert files_of(source_at(folder / path)) == [folder / name for name in found]
+    assert ParquetTable(str(folder / path)).files() == [folder / name for name in found]
 
 
 @pytest.mark.parametrize("path", ["c.parquet", "*.csv", "empty"])
@@ -215,19 +219,19 @@ def test_a_file_below_a_folder_with_brackets_is_found(tmp_path: Path) -> None:
     path = tmp_path / "run[1]" / "visits.parquet"
     path.parent.mkdir()
     pq.write_table(table_of({}), path)
-    assert files_of(source_at(path)) == [path]
+    assert ParquetTable(str(path)).files() == [path]
 
 
 def test_the_input_snapshot_changes_with_files_and_declaration(folder: Path) -> None:
     """A new, changed or removed file and another template are another input; a reread is not."""
     sources = (source_at(folder),)
-    first = input_snapshot(sources)
-    assert input_snapshot(sources) == first
-    assert input_snapshot((source_at(folder, text="{item}"),)) != first
+    first = input_snapshot(sources, LATE)
+    assert input_snapshot(sources, LATE) == first
+    assert input_snapshot((source_at(folder, text="{item}"),), LATE) != first
     pq.write_table(table_of({}, {}), folder / "b.parquet")
-    second = input_snapshot(sources)
+    second = input_snapshot(sources, LATE)
     (folder / "b.parquet").unlink()
-    third = input_snapshot(sources)
+    third = input_snapshot(sources, LATE)
     assert len({first, second, third}) == 3
 
 
@@ -407,6 +411,7 @@ def test_a_null_inside_a_dictionary_is_a_null_key() -> None:
         (3, pa.uint8(), 3.0),
         (1.5, pa.float32(), 1.5),
         (Decimal("12.50"), pa.decimal128(9, 2), 12.5),
+        (Decimal("0.10"), pa.decimal128(9, 2), float(np.float32(0.1))),
         (2**40 + 1, pa.int64(), float(2**40)),  # float32's nearest
     ],
 )
@@ -452,3 +457,77 @@ def test_one_column_may_serve_two_purposes(tmp_path: Path) -> None:
     check_source(source)
     (row,) = read_all(source).to_pylist()
     assert (row["text"], row["amount"]) == ("ada spent 2.5", 2.5)
+
+
+# --- hive partitions -------------------------------------------------------------------------
+
+
+def partitioned(folder: Path, *names: str, **columns: Any) -> ParquetTable:
+    """One `GOOD` row below each folder."""
+    for number, name in enumerate(names):
+        path = folder / name / "part.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(table_of({"user": f"u{number}", **columns}), path)
+    return ParquetTable(str(folder))
+
+
+def texts_of(source: EventSource) -> list[str | None]:
+    """The text of every row of a checked source."""
+    check_source(source)
+    texts: list[str | None] = read_all(source)["text"].to_pylist()
+    return texts
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["7", "-12", "0"],
+        ["007", "7", "8"],
+        ["2017-01-01", "2017-12-31", "2018-01-01"],
+        ["2017-01-01", "2017-13-01", "2017-01-02"],
+        ["1", "one", "2017-01-01"],
+        ["Köln", "a b", "50%"],
+        ["999999999999999999", "9999999999999999999999", "0"],
+    ],
+)
+def test_a_hive_partition_reads_as_its_folder_says(tmp_path: Path, values: list[str]) -> None:
+    """Whatever type a partition column is given, its text is what stands in the folder's name."""
+    names = [f"x={value.replace('%', '%25').replace(' ', '%20')}" for value in values]
+    table = partitioned(tmp_path, *names)
+    source = source_at("unused", table=table, text="{x}", amount=None)
+    assert sorted(map(str, texts_of(source))) == sorted(values)
+
+
+def test_hive_partitions_may_be_keys_and_amounts_and_null(tmp_path: Path) -> None:
+    """Integers in folders are integers; Hive's own name for null is one; the deepest folder wins,
+    and a column of the file before any folder.
+    """
+    table = partitioned(
+        tmp_path, "user=x/shop_id=9/shop_id=7", "shop_id=__HIVE_DEFAULT_PARTITION__"
+    )
+    source = source_at("unused", table=table, key="shop_id", key_type="int64", amount="shop_id")
+    check_source(source)
+    rows = read_all(replace(source, text="{user}")).to_pylist()
+    assert [(row["user"], row["rejected"]) for row in rows] == [(None, "null_key"), ("7", None)]
+    assert [row["text"] for row in rows] == ["u1", "u0"]
+    assert rows[1]["amount"] == 7.0
+
+
+def test_a_partition_of_dates_as_timestamp_is_the_last_instant_of_the_day(tmp_path: Path) -> None:
+    """An event known to the day alone is not seen before that day is over, in its own zone."""
+    table = partitioned(tmp_path, "dt=2024-03-31", "dt=2024-10-27")
+    source = source_at("unused", table=table, timestamp="dt", text="{dt} {item}")
+    with pytest.raises(SourceError, match="'dt' is date32.* without a time zone"):
+        check_source(source)
+    source = replace(source, timezone="Europe/Berlin")
+    assert texts_of(source) == ["2024-03-31 tea", "2024-10-27 tea"]
+    ends = [datetime(2024, 4, 1, tzinfo=BERLIN), datetime(2024, 10, 28, tzinfo=BERLIN)]
+    stamps = read_all(source)["event_timestamp"].to_pylist()
+    assert stamps == [end.astimezone(UTC) - timedelta(microseconds=1) for end in ends]
+
+
+def test_a_partition_that_one_file_lacks_is_a_missing_column(tmp_path: Path) -> None:
+    """A file outside the partitioned folders is named."""
+    table = partitioned(tmp_path, "x=1", "plain")
+    with pytest.raises(SourceError, match=r"plain/part.parquet has no column \['x'\]"):
+        check_source(source_at("unused", table=table, text="{x}"))

@@ -10,9 +10,11 @@ import pytest
 from feast_anchor.transforms import local_shuffle
 from feast_anchor.transforms.events import ROW_SCHEMA, EventSource, read, read_tasks
 from feast_anchor.transforms.local_shuffle import Shuffled, rejected_rows, shard_rows, shuffle
+from feast_anchor.transforms.parquet_table import ParquetTable
 from feast_anchor.transforms.shards import partition
 
 SHARDS = 5
+BEFORE = 10**18
 
 
 def sources_in(folder: Path, files: int = 3, users: int = 50) -> tuple[EventSource, ...]:
@@ -38,7 +40,12 @@ def sources_in(folder: Path, files: int = 3, users: int = 50) -> tuple[EventSour
 def source_of(folder: Path) -> EventSource:
     """How to read them."""
     return EventSource(
-        modality="orders", index=0, path=str(folder), key="user", timestamp="at", text="{item}"
+        modality="orders",
+        index=0,
+        table=ParquetTable(str(folder)),
+        key="user",
+        timestamp="at",
+        text="{item}",
     )
 
 
@@ -50,7 +57,7 @@ def ordered(table: pa.Table) -> pa.Table:
 def by_beam(sources: tuple[EventSource, ...]) -> dict[int, pa.Table]:
     """What the Beam shuffle brings together."""
     parts: dict[int, list[pa.Table]] = {shard: [] for shard in range(SHARDS)}
-    for task in read_tasks(sources):
+    for task in read_tasks(sources, BEFORE):
         for table in read(sources[task.source], task):
             for shard, part in partition(table, SHARDS):
                 parts[shard].append(part)
@@ -64,7 +71,7 @@ def test_every_row_is_in_the_shard_of_its_user_once(
     """The same rows per shard as the other shuffle, however many are held back in memory."""
     monkeypatch.setattr(local_shuffle, "_BUFFERED_ROWS", buffered)
     sources = sources_in(tmp_path / "events")
-    found = shuffle(sources, read_tasks(sources), SHARDS, tmp_path / "shuffle")
+    found = shuffle(sources, read_tasks(sources, BEFORE), SHARDS, tmp_path / "shuffle")
     assert found == Shuffled(rows=1200, rejected=3 * 24)
     for shard, expected in by_beam(sources).items():
         assert ordered(shard_rows(tmp_path / "shuffle", shard)).equals(ordered(expected))
@@ -76,7 +83,7 @@ def test_a_complete_shuffle_is_used_again_and_an_interrupted_one_is_not(tmp_path
     """Rows that a dead attempt left are gone; a finished one's are not read a second time."""
     sources = sources_in(tmp_path / "events")
     folder = tmp_path / "shuffle"
-    done = shuffle(sources, read_tasks(sources), SHARDS, folder)
+    done = shuffle(sources, read_tasks(sources, BEFORE), SHARDS, folder)
     (tmp_path / "events").rename(tmp_path / "gone")
     assert shuffle(sources, [], SHARDS, folder) == done
     (folder / "rows.json").unlink()
@@ -87,7 +94,7 @@ def test_a_complete_shuffle_is_used_again_and_an_interrupted_one_is_not(tmp_path
 def test_a_shuffle_that_fails_says_so_and_is_not_complete(tmp_path: Path) -> None:
     """The error of a reading thread reaches the caller; nothing says "done"."""
     sources = sources_in(tmp_path / "events")
-    tasks = read_tasks(sources)
+    tasks = read_tasks(sources, BEFORE)
     (tmp_path / "events" / "1.parquet").write_bytes(b"PAR1 not any more")
     with pytest.raises(Exception, match="[Pp]arquet"):
         shuffle(sources, tasks, SHARDS, tmp_path / "shuffle")
@@ -98,7 +105,7 @@ def test_progress_is_told_to_the_last_row(tmp_path: Path) -> None:
     """The counts only grow, and end with all rows."""
     sources = sources_in(tmp_path / "events")
     told: list[int] = []
-    shuffle(sources, read_tasks(sources), SHARDS, tmp_path / "shuffle", told.append)
+    shuffle(sources, read_tasks(sources, BEFORE), SHARDS, tmp_path / "shuffle", told.append)
     assert told == sorted(told)
     assert told[-1] == 1200
     assert json.loads((tmp_path / "shuffle" / "rows.json").read_text())["rows"] == 1200
@@ -107,7 +114,7 @@ def test_progress_is_told_to_the_last_row(tmp_path: Path) -> None:
 def test_a_shard_without_rows_is_empty(tmp_path: Path) -> None:
     """More shards than users leaves some without a file."""
     sources = sources_in(tmp_path / "events", files=1, users=1)
-    shuffle(sources, read_tasks(sources), SHARDS, tmp_path / "shuffle")
+    shuffle(sources, read_tasks(sources, BEFORE), SHARDS, tmp_path / "shuffle")
     sizes = [shard_rows(tmp_path / "shuffle", shard).num_rows for shard in range(SHARDS)]
     assert sum(sizes) == 400
     assert sizes.count(0) >= SHARDS - 2

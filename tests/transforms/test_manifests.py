@@ -38,6 +38,7 @@ def done(run: ViewRun, shard: int) -> None:
         rejected={},
         seconds=0.5,
         dead_letters=None,
+        published_by=None,
         **counts,
     ).save(run.state_folder)
 

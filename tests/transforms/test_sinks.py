@@ -64,6 +64,7 @@ def manifest_of(run: ViewRun, shard: int) -> ShardManifest:
         seconds=0.25,
         created_until=CREATED,
         dead_letters=None,
+        published_by=None,
         **counts,
     )
 

@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from .engine import BeamComputeEngine
     from .online import to_numpy
     from .scenarios import Scenario
+    from .sql_source import SqlSource
     from .views import Modality, scenario_view
 
-__all__ = ["BeamComputeEngine", "Modality", "Scenario", "scenario_view", "to_numpy"]
+__all__ = ["BeamComputeEngine", "Modality", "Scenario", "SqlSource", "scenario_view", "to_numpy"]
 
 _HOMES = {
     "BeamComputeEngine": "engine",
     "Modality": "views",
     "Scenario": "scenarios",
+    "SqlSource": "sql_source",
     "scenario_view": "views",
     "to_numpy": "online",
 }

@@ -13,7 +13,6 @@ from rich.table import Table
 from feast_anchor.onnx_export.corpus_statistics import Statistics, statistics
 from feast_anchor.onnx_export.corpus_store import REPLIES, build_or_read
 from feast_anchor.onnx_export.scope import Scope, make_scope
-from feast_anchor.transforms.events import check_source
 
 from .train import Progress, load_modalities, read_events, sources_of, train_settings
 
@@ -59,12 +58,10 @@ def store_corpus_from_repo(
     """
     report = on_progress or (lambda message, fraction: None)
     declared = load_modalities(repo, modalities)
-    sources, entity = sources_of(declared, repo)
-    for source in sources:
-        check_source(source)
+    sources, entity = sources_of(declared, repo, cut)
     chosen = train_settings(config, None, seed, report)
     scope = make_scope(
-        read_events(sources),
+        read_events(sources, cut),
         [modality.declaration().as_spec() for modality in declared],
         cut=cut,
         entity=entity,

@@ -161,7 +161,9 @@ class BeamComputeEngine(ComputeEngine):
         view = task.feature_view
         assert isinstance(view, FeatureView)
         wanted = Wanted.window(task.start_time, task.end_time, spec_of(view).snapshots)
-        return plan_view(view, task.project, wanted, registry, self.settings, self.repo)
+        return plan_view(
+            view, task.project, wanted, registry, self.settings, self.repo, self.repo_config
+        )
 
     def _delegate(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any

@@ -1,11 +1,13 @@
 """From Feast's tasks to jobs for the pipeline: everything that can be wrong is found here first.
 
-Planning reads declarations, schemas and file listings, never rows. Views that read the same
-events with the same bundle and window share one job, so a user's history is read once for all.
+Planning reads declarations, schemas and file listings, counts the rows of SQL tables and pulls what
+only a Feast offline store can read. Views that read the same events with the same bundle and window
+share one job, so a user's history is read once for all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,19 +15,24 @@ from typing import Literal
 from uuid import uuid4
 
 import pyarrow as pa
-from feast import FeatureView, FileSource
+from feast import FeatureView, FileSource, RepoConfig
 from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.errors import BundleError, SourceError, SpaceError, SpecError
 from feast_anchor.onnx_export.manifest import canonical_sha256
 from feast_anchor.transforms.events import EventSource, check_source, input_snapshot
-from feast_anchor.transforms.histories import as_of_times, micros
+from feast_anchor.transforms.histories import EPOCH, as_of_times, micros
 from feast_anchor.transforms.job import Job, ViewRun
+from feast_anchor.transforms.parquet_table import ParquetTable, PulledTable
+from feast_anchor.transforms.sql_table import SqlTable
 
 from .config import EngineConfig
+from .pulled import Pull
 from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
+from .sql_source import SqlSource
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,11 @@ def plan_view(
     registry: BaseRegistry,
     config: EngineConfig,
     repo: Path,
+    store: RepoConfig | None = None,
 ) -> PlannedView:
     """Plan one run of one view.
+
+    `store` names the offline store that reads what is neither Parquet nor a `SqlSource`.
 
     Raises:
         SpecError, BundleError, SourceError: what is wrong and what to do, before any work.
@@ -96,15 +106,11 @@ def plan_view(
     folder = repo / spec.bundle
     _check_bundle(view.name, spec, folder)
     key, key_type = join_key(view)
-    sources = tuple(
-        event_source(
-            decl, registry.get_feature_view(decl.view, project), index, key, key_type, repo
-        )
-        for index, decl in enumerate(spec.events)
-    )
-    for source in sources:
-        check_source(source)
-    snapshot = input_snapshot(sources)
+    end = EPOCH + timedelta(microseconds=wanted.as_of[-1])
+    pull = None if store is None else Pull(store, config.state_folder(repo), end, view.name)
+    declared = [(decl, registry.get_feature_view(decl.view, project)) for decl in spec.events]
+    sources = event_sources(declared, key, key_type, repo, pull)
+    snapshot = input_snapshot(sources, wanted.as_of[-1])
     read = {
         "input": snapshot,
         "window": list(wanted.as_of),
@@ -178,31 +184,53 @@ def job_of(group: list[PlannedView], config: EngineConfig, created_after: int = 
     )
 
 
-def event_source(
-    decl: ModalityDecl, view: FeatureView, index: int, key: str, key_type: str, repo: Path
-) -> EventSource:
-    """How to read the event table behind a modality's feature view.
+def event_sources(
+    declared: Sequence[tuple[ModalityDecl, FeatureView]],
+    key: str,
+    key_type: str,
+    repo: Path,
+    pull: Pull | None,
+) -> tuple[EventSource, ...]:
+    """How to read the event tables behind some modalities, each checked.
 
-    Raises `SourceError` when the view's source is not a Parquet FileSource.
+    What must be pulled comes last, so that nothing is pulled when another table is refused.
+    """
+    sources = [
+        event_source(decl, view, index, key, key_type, repo, pull)
+        for index, (decl, view) in enumerate(declared)
+    ]
+    for source in sorted(sources, key=_is_pulled):
+        origin = declared[source.index][1].batch_source
+        if pull is not None and origin is not None and _is_pulled(source):
+            pull.fill(source, origin)
+        check_source(source)
+    return tuple(sources)
+
+
+def event_source(
+    decl: ModalityDecl,
+    view: FeatureView,
+    index: int,
+    key: str,
+    key_type: str,
+    repo: Path,
+    pull: Pull | None = None,
+) -> EventSource:
+    """How to read the event table behind a modality's feature view; nothing is opened yet.
+
+    Raises `SourceError` for a source without a timestamp, for files that are no Parquet, and where
+    `pull` is missing and needed.
     """
     source = view.batch_source
-    if not isinstance(source, FileSource) or not isinstance(
-        source.file_format, ParquetFormat | None
-    ):
-        raise SourceError(
-            f"modality {decl.name!r}: feature view {view.name!r} reads a "
-            f"{type(source).__name__}, expected a FileSource on Parquet; other sources are not "
-            "supported yet: export the table to Parquet"
-        )
-    if not source.timestamp_field:
+    if source is None or not source.timestamp_field:
         raise SourceError(
             f"modality {decl.name!r}: the source of {view.name!r} has no timestamp_field; say "
             "which column holds the event timestamp"
         )
-    return EventSource(
+    unread = EventSource(
         modality=decl.name,
         index=index,
-        path=str(repo / source.path.removeprefix("file://")),
+        table=ParquetTable(""),
         key=key,
         key_type=key_type,
         timestamp=source.timestamp_field,
@@ -211,6 +239,31 @@ def event_source(
         timezone=decl.timezone,
         field_mapping=tuple(sorted((source.field_mapping or {}).items())),
     )
+    return replace(unread, table=_table(unread, source, repo, pull))
+
+
+def _table(
+    events: EventSource, source: DataSource, repo: Path, pull: Pull | None
+) -> ParquetTable | SqlTable:
+    if isinstance(source, SqlSource):
+        return source.reader(repo)
+    if isinstance(source, FileSource):
+        if not isinstance(source.file_format, ParquetFormat | None):
+            raise SourceError(
+                f"modality {events.modality!r}: its FileSource is "
+                f"{type(source.file_format).__name__}, expected Parquet; write the table as Parquet"
+            )
+        return ParquetTable(str(repo / source.path.removeprefix("file://")))
+    if pull is None:
+        raise SourceError(
+            f"modality {events.modality!r} reads a {type(source).__name__}, which only an offline "
+            "store can read, and none is given; expected a FileSource on Parquet or a SqlSource"
+        )
+    return pull.table(source, events.columns.values())
+
+
+def _is_pulled(source: EventSource) -> bool:
+    return isinstance(source.table, PulledTable)
 
 
 def join_key(view: FeatureView) -> tuple[str, str]:

@@ -54,7 +54,15 @@ class Repo:
         """Plan a run of a view. Raises what `planning.plan_view` raises."""
         from .planning import plan_view
 
-        return plan_view(view, store.project, wanted, store.registry, self.settings, self.folder)
+        return plan_view(
+            view,
+            store.project,
+            wanted,
+            store.registry,
+            self.settings,
+            self.folder,
+            store.config,
+        )
 
     def catalog(self) -> Catalog:
         """The open catalogue."""

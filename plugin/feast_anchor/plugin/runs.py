@@ -30,6 +30,7 @@ from .locks import HeldLock
 from .online import FeastOnlineWriterFactory
 from .planning import PlannedView, job_of
 from .progress import shown
+from .pulled import release
 from .spaces import check_catalogue, prepare_sink, space_records
 
 
@@ -71,6 +72,9 @@ class Runs:
                 for planned in admitted
             ]
             failure = self._recorded(catalog, current, held) if current else None
+        if failure is None:
+            for planned in current:
+                release(planned.sources, planned.run.view)
         ids = {planned.run.view: planned.run.run_id for planned in current}
         return [
             Outcome(ids.get(planned.run.view, planned.run.run_id), error or failure)

@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from feast import FeatureStore
 
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
 from feast_anchor.onnx_export.manifest import Manifest
-from feast_anchor.transforms.events import EventSource, check_source, read, read_tasks
+from feast_anchor.transforms.events import EventSource, read, read_tasks
+from feast_anchor.transforms.histories import micros
 
-from .planning import event_source
+from .config import EngineConfig
+from .planning import event_sources
+from .pulled import Pull, must_pull, release
 from .spec import ARROW_KEYS
 from .views import Modality
 
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from feast_anchor.onnx_export.settings import TrainConfig
 
 MODEL_EXTRA = ("torch", "onnx", "onnxscript", "sklearn", "lightgbm", "matplotlib")
+
+_READER = "training"  # of pulled tables
 
 Progress = Callable[[str, float], None]
 
@@ -64,13 +70,11 @@ def train_bundle_from_repo(
         SourceError: an event table cannot be read as declared.
     """
     declared = load_modalities(repo, modalities)
-    sources, entity = sources_of(declared, repo)
-    for source in sources:
-        check_source(source)
+    sources, entity = sources_of(declared, repo, cut)
     with needs_train_extra():
         from feast_anchor.onnx_export.training import train_bundle
     return train_bundle(
-        read_events(sources),
+        read_events(sources, cut),
         [modality.declaration().as_spec() for modality in declared],
         cut=cut,
         out=out,
@@ -113,23 +117,33 @@ def needs_train_extra() -> Iterator[None]:
         ) from error
 
 
-def sources_of(modalities: Sequence[Modality], repo: Path) -> tuple[tuple[EventSource, ...], str]:
-    """How to read some modalities' tables, and the name of the entity they share."""
-    key, key_type, entity = _entity(modalities)
-    sources = tuple(
-        event_source(modality.declaration(), modality.view, index, key, key_type, repo)
-        for index, modality in enumerate(modalities)
-    )
-    return sources, entity
+def sources_of(
+    modalities: Sequence[Modality], repo: Path, end: datetime
+) -> tuple[tuple[EventSource, ...], str]:
+    """How to read some modalities' tables before an instant, and the entity they share.
+
+    Every table is checked; raises `SourceError` and `SpecError`.
+    """
+    key, key_type, entity = entity_of(modalities)
+    pull = None
+    if any(must_pull(modality.view.batch_source) for modality in modalities):
+        store = FeatureStore(repo_path=str(repo)).config
+        pull = Pull(store, EngineConfig().state_folder(repo), end, _READER)
+    declared = [(modality.declaration(), modality.view) for modality in modalities]
+    return event_sources(declared, key, key_type, repo, pull), entity
 
 
-def read_events(sources: tuple[EventSource, ...]) -> pa.Table:
-    """All valid events of some sources as one canonical table; rejected rows are left out."""
+def read_events(sources: tuple[EventSource, ...], end: datetime) -> pa.Table:
+    """All valid events of some sources as one canonical table; rejected rows are left out.
+
+    `end` (time-zone aware) is that of `sources_of`: later rows may be left out.
+    """
     tables = [EVENT_SCHEMA.empty_table()]
-    for task in read_tasks(sources):
+    for task in read_tasks(sources, micros(end)):
         for rows in read(sources[task.source], task):
             good = rows.filter(pc.is_null(rows.column("rejected")))
             tables.append(good.select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA))
+    release(sources, _READER)
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -163,7 +177,7 @@ def inside(repo: Path) -> Iterator[None]:
         sys.path.remove(str(repo.absolute()))
 
 
-def _entity(modalities: Sequence[Modality]) -> tuple[str, str, str]:
+def entity_of(modalities: Sequence[Modality]) -> tuple[str, str, str]:
     """Join key column, its Arrow type and the entity name that all modalities share."""
     found = {
         (column.name, ARROW_KEYS.get(column.dtype.to_value_type(), ""), modality.view.entities[0])

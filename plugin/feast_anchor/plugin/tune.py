@@ -22,12 +22,11 @@ from feast.errors import FeatureViewNotFoundException
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.bundle_prompts import add_prompt, check_new_prompt
 from feast_anchor.onnx_export.errors import SourceError, SpecError
-from feast_anchor.transforms.events import EventSource, check_source
 from feast_anchor.transforms.histories import EPOCH
 
 from .labels import TIMESTAMP, read_label_table
 from .spec import check_modalities, is_ours, spec_of
-from .train import load_modalities, needs_train_extra, read_events, sources_of
+from .train import entity_of, load_modalities, needs_train_extra, read_events, sources_of
 
 if TYPE_CHECKING:
     from feast_anchor.onnx_export.prompts import PromptConfig
@@ -111,11 +110,14 @@ def tune_from_repo(
     model = Bundle.open(bundle)
     check_new_prompt(model, scenario, replace=replace)
     asked = _question(model, repo, scenario, query, view)
-    sources = _sources(model, repo, modalities)
-    key = sources[0].key
-    found = read_rows(labels, key, column or scenario, held_out, most_rows, config.seed)
+    declared = load_modalities(repo, modalities)
+    check_modalities(modalities, tuple(one.declaration() for one in declared), model.manifest)
+    found = read_rows(
+        labels, entity_of(declared)[0], column or scenario, held_out, most_rows, config.seed
+    )
     report(f"reading events for {len(found.rows):,} label rows", 0.0)
-    events = read_events(sources)
+    last = EPOCH + timedelta(microseconds=max(as_of for _, as_of in found.rows))
+    events = read_events(sources_of(declared, repo, last)[0], last)
     found = found.known(set(pc.unique(events.column("user")).to_pylist()))
     tuned, seen = tune_one(model, events, found.rows, found.y, asked, config, report)
     add_prompt(bundle, scenario, tuned.prompt, {"query": asked, **tuned.record}, replace=replace)
@@ -219,16 +221,6 @@ def _question_of_view(model: Bundle, repo: Path, scenario: str, view: str) -> st
             f"--bundle {spec.bundle}, or --query in place of --view"
         )
     return queries[scenario]
-
-
-def _sources(model: Bundle, repo: Path, modalities: str) -> tuple[EventSource, ...]:
-    """How to read the events, refused where they are not what the bundle was trained on."""
-    declared = load_modalities(repo, modalities)
-    check_modalities(modalities, tuple(one.declaration() for one in declared), model.manifest)
-    sources, _ = sources_of(declared, repo)
-    for source in sources:
-        check_source(source)
-    return sources
 
 
 def prompt_settings(steps: int | None, seed: int | None) -> PromptConfig:

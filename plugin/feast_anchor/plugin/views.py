@@ -40,7 +40,7 @@ class Modality:
     """One source of events and how its rows become texts.
 
     Args:
-        view: the feature view over the event table; its FileSource is read, not its features.
+        view: the feature view over the event table; its source is read, not its features.
         text: template over the table's columns, such as "{product_type} in {department}".
         amount: a numeric column (spend, quantity), if the events have one.
         table: True for a profile table: only the newest row per user before the as-of is read.

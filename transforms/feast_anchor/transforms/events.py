@@ -7,19 +7,21 @@ table (a missing column, a naive timestamp) are found from its schema, before an
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feast_anchor.onnx_export.errors import SourceError
 from feast_anchor.onnx_export.manifest import canonical_sha256
 from feast_anchor.onnx_export.text import render, template_columns
+
+from .parquet_table import ParquetPiece, ParquetTable
+from .sql_table import SqlPiece, SqlTable
+from .tables import FOLDER, Until, stored_type
 
 # An event as it travels: the canonical event, or what is left of it and why it was rejected.
 ROW_SCHEMA = pa.schema(
@@ -38,8 +40,8 @@ NULL_TIMESTAMP = "null_timestamp"
 BAD_AMOUNT = "amount_not_finite"
 NO_TEXT = "no_text"
 
-_BATCH_ROWS = 65_536
-_TASK_ROWS = 1_000_000
+_ONE_DAY = pa.scalar(86_400_000_000, pa.duration("us"))
+_MICROSECOND = pa.scalar(1, pa.duration("us"))
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,23 @@ class EventSource:
     """One modality's event table, as a view declares it.
 
     `columns` maps the names used here (key, timestamp, amount, template columns) to the names in
-    the files, for Feast field mappings. `timezone` is the zone of timestamps stored without one.
+    the table, for Feast field mappings. `timezone` is the zone of timestamps stored without one.
     """
 
     modality: str
     index: int  # position in the bundle's manifest
-    path: str  # a Parquet file, a folder of them or a glob
+    table: ParquetTable | SqlTable
     key: str
     timestamp: str
     text: str
     amount: str | None = None
     timezone: str | None = None
     key_type: str = "string"  # Arrow type of the entity's join key: "string" or "int64"
-    field_mapping: tuple[tuple[str, str], ...] = ()  # (name in the files, name used here)
+    field_mapping: tuple[tuple[str, str], ...] = ()  # (name in the table, name used here)
 
     @property
     def columns(self) -> dict[str, str]:
-        """Every column this source reads: name used here -> name in the files."""
+        """Every column this source reads: name used here -> name in the table."""
         used = [self.key, self.timestamp, *template_columns(self.text)]
         if self.amount is not None:
             used.append(self.amount)
@@ -73,87 +75,74 @@ class EventSource:
 
 @dataclass(frozen=True)
 class ReadTask:
-    """A piece of one source that one worker reads: some row groups of one file."""
+    """A piece of one source that one worker reads."""
 
     source: int  # position in the job's sources
-    path: str
-    row_groups: tuple[int, ...]
-    rows: int
+    piece: ParquetPiece | SqlPiece
 
-
-def files_of(source: EventSource) -> list[Path]:
-    """The Parquet files behind a source's path, sorted. Raises `SourceError` if there are none."""
-    path = Path(source.path)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*.parquet") if p.is_file())
-    elif path.is_file():  # before any glob: a folder's own name may hold brackets
-        found = [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(source.path, recursive=True))
-    if not found:
-        raise SourceError(
-            f"modality {source.modality!r}: no Parquet file at {source.path!r}; expected a file, "
-            "a folder or a glob"
-        )
-    return found
+    @property
+    def rows(self) -> int:
+        """How many rows the piece holds."""
+        return self.piece.rows
 
 
 def check_source(source: EventSource) -> None:
-    """Compare a source's declaration with its files' schemas.
+    """Compare a source's declaration with its table's schemas.
 
     Raises:
-        SourceError: no file, not Parquet, a missing column, a column of the wrong type, or
-            timestamps without a time zone where none was declared.
+        SourceError: no table, one that cannot be opened, a missing column, a column of the wrong
+            type, or timestamps without a time zone where none was declared.
+        SpecError: a database URL whose environment variable is not set.
     """
-    for path in files_of(source):
-        schema = _schema(source, path)
-        missing = [stored for stored in source.columns.values() if stored not in schema.names]
-        if missing:
-            raise SourceError(
-                f"modality {source.modality!r}: {path} has no column {missing}; it has "
-                f"{schema.names}. Correct the feature view's schema, field mapping or template"
-            )
-        _check_types(source, path, schema)
+    with _named(source):
+        for where, schema in source.table.schemas():
+            check_schema(source, where, schema)
 
 
-def input_snapshot(sources: tuple[EventSource, ...]) -> str:
-    """Fingerprint of the files as they are now: path, size and modification time of each."""
-    listing = [
-        [source.modality, path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
-        for source in sources
-        for path in files_of(source)
-    ]
+def check_schema(source: EventSource, where: str, schema: pa.Schema) -> None:
+    """Compare a source's declaration with one schema, found at `where`; raises `SourceError`."""
+    missing = [stored for stored in source.columns.values() if stored not in schema.names]
+    if missing:
+        raise SourceError(
+            f"{where} has no column {missing}; it has {schema.names}. Correct the feature view's "
+            "schema, field mapping or template"
+        )
+    _check_types(source, f"{where} column", schema)
+
+
+def input_snapshot(sources: tuple[EventSource, ...], before: int) -> str:
+    """Fingerprint of the tables as they are now, and of how they are read.
+
+    Args:
+        sources: checked sources.
+        before: last as-of, microseconds since the epoch, UTC; later rows of a SQL table do not
+            count. Parquet files are known by path, size and modification time.
+    """
+    listing = []
+    for source in sources:
+        with _named(source):
+            listing.append([source.modality, *source.table.snapshot(_until(source, before))])
     return canonical_sha256([[asdict(source) for source in sources], listing])
 
 
-def read_tasks(sources: tuple[EventSource, ...]) -> list[ReadTask]:
-    """Cut all sources into pieces of about a million rows, at row-group borders."""
+def read_tasks(sources: tuple[EventSource, ...], before: int) -> list[ReadTask]:
+    """Cut all sources into pieces whose rows are counted; `before` as of `input_snapshot`."""
     tasks = []
     for index, source in enumerate(sources):
-        for path in files_of(source):
-            meta = pq.read_metadata(path)
-            groups: list[int] = []
-            rows = 0
-            for group in range(meta.num_row_groups):
-                groups.append(group)
-                rows += meta.row_group(group).num_rows
-                if rows >= _TASK_ROWS:
-                    tasks.append(ReadTask(index, str(path), tuple(groups), rows))
-                    groups, rows = [], 0
-            if groups:
-                tasks.append(ReadTask(index, str(path), tuple(groups), rows))
+        with _named(source):
+            pieces = source.table.pieces(_until(source, before))
+        tasks += [ReadTask(index, piece) for piece in pieces]
     return tasks
 
 
 def read(source: EventSource, task: ReadTask) -> Iterator[pa.Table]:
-    """Stream one task as tables of `ROW_SCHEMA`, a bounded number of rows at a time."""
+    """Stream one task as tables of `ROW_SCHEMA`, a bounded number of rows at a time.
+
+    Raises `SourceError` when the table is no longer what was planned.
+    """
     names = source.columns
-    with pq.ParquetFile(task.path) as file:
-        for batch in file.iter_batches(
-            batch_size=_BATCH_ROWS,
-            row_groups=list(task.row_groups),
-            columns=list(dict.fromkeys(names.values())),
-        ):
+    with _named(source):
+        for batch in task.piece.batches(tuple(dict.fromkeys(names.values()))):
             table = pa.table({name: batch.column(stored) for name, stored in names.items()})
             yield canonical(source, table)
 
@@ -186,11 +175,31 @@ def _amount(source: EventSource, table: pa.Table) -> tuple[Any, Any]:
     rows = table.num_rows
     if source.amount is None:
         return pa.repeat(pa.scalar(0.0, pa.float32()), rows), pa.repeat(pa.scalar(False), rows)
-    amount = pc.cast(table.column(source.amount), pa.float32(), safe=False)
+    amount = table.column(source.amount)
+    if pa.types.is_decimal(amount.type):  # cast directly, 0.10 is not the float32 nearest to 0.1
+        amount = pc.cast(pc.cast(amount, pa.string()), pa.float64())
+    amount = pc.cast(amount, pa.float32(), safe=False)
     return amount, pc.invert(pc.fill_null(pc.is_finite(amount), False))
 
 
+def _until(source: EventSource, before: int) -> Until:
+    return Until(source.columns[source.timestamp], before, source.timezone)
+
+
+@contextmanager
+def _named(source: EventSource) -> Iterator[None]:
+    """Say in a table's errors whose table it is."""
+    try:
+        yield
+    except SourceError as error:
+        told = SourceError(f"modality {source.modality!r}: {error}")
+        raise told.with_traceback(error.__traceback__) from error.__cause__
+
+
 def _to_utc(column: Any, timezone: str | None) -> Any:
+    if pa.types.is_date32(column.type):  # a folder's: the day's last instant, for the same reason
+        midnight = pc.cast(column, pa.timestamp("us"))
+        column = pc.subtract(pc.add(midnight, _ONE_DAY), _MICROSECOND)
     if column.type.tz is None:
         # A clock set back shows an hour twice; the later reading never lets an event be seen
         # before it happened.
@@ -200,52 +209,57 @@ def _to_utc(column: Any, timezone: str | None) -> Any:
     return pc.cast(column, pa.timestamp("us", tz="UTC"), safe=False)
 
 
-def _schema(source: EventSource, path: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(
-            f"modality {source.modality!r}: {path} cannot be read as Parquet: {error}"
-        ) from error
+def _check_types(source: EventSource, where: str, schema: pa.Schema) -> None:
+    def check(name: str, *, good: bool, expected: str) -> None:
+        field = schema.field(source.columns[name])
+        if not good:
+            raise SourceError(f"{where} {field.name!r} is {stored_type(field)}{expected}")
 
+    def kind(name: str) -> pa.DataType:
+        return schema.field(source.columns[name]).type
 
-def _check_types(source: EventSource, path: Path, schema: pa.Schema) -> None:
-    where = f"modality {source.modality!r}: {path} column"
-    key, stamp = source.columns[source.key], source.columns[source.timestamp]
-    if not _is_key(schema.field(key).type):
-        raise SourceError(
-            f"{where} {key!r} is {schema.field(key).type}, expected a string or integer entity "
-            "key (pandas turns integers with nulls into floats: write them as Int64 or strings)"
-        )
-    if source.key_type == "int64" and not pa.types.is_integer(schema.field(key).type):
-        raise SourceError(
-            f"{where} {key!r} is {schema.field(key).type}, expected an integer because the entity "
-            "is declared with INT64 keys; cast the column, or declare the entity as STRING"
-        )
-    if not pa.types.is_timestamp(schema.field(stamp).type):
-        raise SourceError(
-            f"{where} {stamp!r} is {schema.field(stamp).type}, expected a timestamp with a time "
-            "zone"
-        )
-    if schema.field(stamp).type.tz is None and source.timezone is None:
-        raise SourceError(
-            f"{where} {stamp!r} is {schema.field(stamp).type} without a time zone; write it as "
-            "timestamp[us, tz=UTC], or say what zone it is in: Modality(..., timezone='UTC')"
-        )
+    check(
+        source.key,
+        good=_is_key(kind(source.key)),
+        expected=", expected a string or integer entity key (pandas turns integers with nulls "
+        "into floats: write them as Int64 or strings)",
+    )
+    check(
+        source.key,
+        good=source.key_type != "int64" or pa.types.is_integer(kind(source.key)),
+        expected=", expected an integer because the entity is declared with INT64 keys; cast the "
+        "column, or declare the entity as STRING",
+    )
+    stamp = schema.field(source.columns[source.timestamp])
+    check(
+        source.timestamp,
+        good=pa.types.is_timestamp(stamp.type) or _is_folder_date(stamp),
+        expected=", expected a timestamp with a time zone",
+    )
+    check(
+        source.timestamp,
+        good=source.timezone is not None or getattr(stamp.type, "tz", None) is not None,
+        expected=" without a time zone; write it as timestamp[us, tz=UTC], or say what zone it is "
+        "in: Modality(..., timezone='UTC')",
+    )
     if source.amount is not None:
-        stored = source.columns[source.amount]
-        if not _is_number(schema.field(stored).type):
-            raise SourceError(
-                f"{where} {stored!r} is {schema.field(stored).type}, expected a number because "
-                "it is declared as the amount"
-            )
+        check(
+            source.amount,
+            good=_is_number(kind(source.amount)),
+            expected=", expected a number because it is declared as the amount",
+        )
     for name in template_columns(source.text):
-        stored = source.columns[name]
-        if not _is_text(schema.field(stored).type):
-            raise SourceError(
-                f"{where} {stored!r} is {schema.field(stored).type}, expected text, a number, a "
-                f"boolean or a time because the template {source.text!r} reads it"
-            )
+        check(
+            name,
+            good=_is_text(kind(name)),
+            expected=f", expected text, a number, a boolean or a time because the template "
+            f"{source.text!r} reads it",
+        )
+
+
+def _is_folder_date(field: pa.Field) -> bool:
+    """A date that a folder's name holds; a date in the table may be a mistaken choice of column."""
+    return pa.types.is_date32(field.type) and FOLDER in (field.metadata or {})
 
 
 def _is_key(kind: pa.DataType) -> bool:

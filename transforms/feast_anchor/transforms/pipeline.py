@@ -68,7 +68,7 @@ def run_job(
         shutil.rmtree(_folder(job, "hearts"), ignore_errors=True)
         return WatchedPipeline(runner, settings, hearts)
 
-    tasks = read_tasks(job.sources)
+    tasks = read_tasks(job.sources, job.before)
     if not _all_finished(job):
         if job.shuffle == "local":
             _score_stored(job, tasks, pipeline, report)
@@ -167,7 +167,7 @@ def _check_outcome(job: Job, rows: int) -> None:
     Shards that cannot be trusted are taken back, or a rerun would believe them.
     """
     wrong = None
-    if input_snapshot(job.sources) != job.snapshot:
+    if input_snapshot(job.sources, job.before) != job.snapshot:
         wrong = "the event tables changed after it was planned"
     wrong = wrong or books.missing(job, rows)
     if wrong:

@@ -229,9 +229,9 @@ def _probe(demo: Demo, joined: pd.DataFrame) -> None:
     test = joined["held_out"].to_numpy(dtype=bool)
     users = joined["household_id"].tolist()
     modalities = load_modalities(demo.repo, MODALITIES)
-    sources, _ = sources_of(modalities, demo.repo)
+    sources, _ = sources_of(modalities, demo.repo, CUT)
     specs = [modality.declaration().as_spec() for modality in modalities]
-    events = read_events(sources)
+    events = read_events(sources, CUT)
     texts = frequent_texts(events, joined.loc[~test, "household_id"].tolist(), CUT)
     counts = count_features(events, users, CUT, specs, texts)
     general = _matrix(joined[CONTROL])

@@ -24,7 +24,6 @@ from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.evaluation import resample
 from feast_anchor.onnx_export.few_labels import Curve, few_labels
 from feast_anchor.onnx_export.manifest import Dims, ModalitySpec, canonical_sha256
-from feast_anchor.transforms.events import check_source
 
 from ..train import (
     load_modalities,
@@ -90,17 +89,15 @@ def read_tables(config: EvaluationConfig, stages: Stages) -> Tables:
     """Read the feature repo's events and the labels. Raises `SpecError` or `SourceError`."""
     _training(config)  # wrong settings are found before anything is read
     declared = load_modalities(config.repo, config.modalities)
-    sources, _ = sources_of(declared, config.repo)
-    for source in sources:
-        check_source(source)
+    sources, _ = sources_of(declared, config.repo, config.cut)
     at_cut, earlier = read_labels(config, sources[0].key)
-    events = read_events(sources)
+    events = read_events(sources, config.cut)
     stages.report(
         f"{events.num_rows:,} events, {len(at_cut.users):,} labelled users, "
         f"{len(config.scenarios)} scenarios, {len(earlier)} earlier as-of times"
     )
     specs = tuple(modality.declaration().as_spec() for modality in declared)
-    return Tables(specs, events, at_cut, earlier, tables_digest(specs, sources, config.labels))
+    return Tables(specs, events, at_cut, earlier, tables_digest(specs, events, config.labels))
 
 
 def run_cell(

@@ -6,6 +6,8 @@ decides its numbers: settings, tables and the code itself. It is then read, not 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from feast_anchor.onnx_export import few_labels as models_code
 from feast_anchor.onnx_export.bundle import sha256_file
 from feast_anchor.onnx_export.few_labels import Curve
 from feast_anchor.onnx_export.manifest import ModalitySpec, canonical_sha256
 from feast_anchor.transforms import scoring as scoring_code
-from feast_anchor.transforms.events import EventSource, files_of
 
 from .rows import ordered
 
@@ -44,13 +46,27 @@ class Cell:
     curve: Curve | None = None
 
 
-def tables_digest(
-    modalities: Sequence[ModalitySpec], sources: Sequence[EventSource], labels: Path
-) -> str:
-    """Fingerprint of the tables' bytes: tables that are made anew, and the same, change nothing."""
-    files = [[sha256_file(path) for path in files_of(source)] for source in sources]
+def tables_digest(modalities: Sequence[ModalitySpec], events: pa.Table, labels: Path) -> str:
+    """Fingerprint of what was read: tables that are made anew, and the same, change nothing."""
+    content = hashlib.sha256()
+    with pa.ipc.new_stream(_Hashed(content), events.schema) as stream:
+        stream.write_table(events)
     read = [modality.model_dump(mode="json") for modality in modalities]
-    return canonical_sha256([read, files, sha256_file(labels)])
+    return canonical_sha256([read, content.hexdigest(), sha256_file(labels)])
+
+
+class _Hashed(io.RawIOBase):
+    """A file that keeps nothing but a digest of what is written."""
+
+    def __init__(self, digest: hashlib._Hash) -> None:
+        self._digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return len(data)
 
 
 def code_digest() -> str:
