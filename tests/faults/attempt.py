@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from feast import FeatureStore
 
@@ -140,9 +140,8 @@ def set_clock(off: timedelta) -> None:
 
     class Shifted(datetime):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Shifted:  # type: ignore[override]
-            moment = datetime.now(tz) + off
-            return moment  # type: ignore[return-value]
+        def now(cls, tz: tzinfo | None = None) -> Shifted:
+            return cast(Shifted, datetime.now(tz) + off)
 
     shift = int(off.total_seconds() * 1e9)
     time.time_ns = lambda: true_ns() + shift

@@ -6,34 +6,20 @@ is the same.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from faults.forkserver import ForkServer
-from faults.harness import Shop, new_shop
-from faults.judge import Rows, judge
+from faults.harness import FULL, NewShop, Shop, new_shop
+from faults.judge import Rows, Undisturbed, judge
 from faults.report import Table
 
-FULL = os.environ.get("FEAST_ANCHOR_FAULTS") == "full"
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MEASURED = 3  # runs, of which the quickest counts
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """What a run that nothing disturbed leaves, and how long it took in seconds."""
-
-    rows: Rows
-    seconds: float
-
-
-NewShop = Callable[..., Shop]
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +58,7 @@ def make_shop(tmp_path: Path, fork_server: ForkServer, shop_bundle: Path) -> New
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kills(request: pytest.FixtureRequest) -> Iterator[Table]:
     """Notes every disturbed run; the full form prints them and writes build/faults."""
     table, began = Table(), time.monotonic()

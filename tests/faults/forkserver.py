@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-
 _IMPORTS = (
     "faults.attempt",
     "feast_anchor.plugin.engine",

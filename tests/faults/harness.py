@@ -10,9 +10,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ from feast import FeatureStore
 
 from faults.attempt import PAUSED, Conditions
 from faults.forkserver import ForkServer
-from shop import END, START, entity, make_tables, modalities, shop_view, write_tables
+from shop import entity, make_tables, modalities, shop_view, write_tables
 
 USERS = 40
 SHARDS = 8
 VIEW = "taste_v1"
+FULL = os.environ.get("FEAST_ANCHOR_FAULTS") == "full"
+"""Whether to try the many points of `make test-faults` instead of a few."""
 UNDISTURBED = Conditions()
 _PATIENCE_S = 180.0
 
@@ -147,3 +148,7 @@ def new_shop(
     shop = Shop(path, server)
     shop.store().apply([entity(), *raw, shop_view(path, bundle)])
     return shop
+
+
+NewShop = Callable[..., Shop]
+"""Makes an applied shop with some engine settings."""

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from faults.harness import SHARDS, USERS, VIEW, Shop
 from feast_anchor.plugin.catalog import Catalog, RunStatus, RunSummary
@@ -35,6 +33,14 @@ class Rows:
     def of(cls, shop: Shop) -> Rows:
         """The rows as they are now."""
         return cls(_comparable(offline_rows(shop.path)), _served(shop))
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run that nothing disturbed leaves, and how long it took in seconds."""
+
+    rows: Rows
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,9 @@ def assert_no_orphan(shop: Shop, run: RunSummary) -> None:
     kept = {path.name for path in shop.state.iterdir()} - {"locks"}
     assert kept == {f"run-{run.run_id}"}
     state = {path.name for path in (shop.state / f"run-{run.run_id}").iterdir()}
-    own = {f"{name}-{shard:05d}" for name in ("shard", "digests", "dead") for shard in range(SHARDS)}
+    own = {
+        f"{name}-{shard:05d}" for name in ("shard", "digests", "dead") for shard in range(SHARDS)
+    }
     assert {name.partition(".")[0] for name in state} <= own
     assert not list(shop.path.rglob("*.lock.json"))
 

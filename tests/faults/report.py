@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Table:
     def lines(self) -> list[str]:
         """The table as text, with its sums."""
         lost, twice = (sum(getattr(row, n) for row in self.rows) for n in _COUNTS)
-        sums = f"{len(self.rows)} disturbed, {self.killed} killed, {lost} rows lost, {twice} twice"
+        sums = f"{len(self.rows)} shops, {self.killed} killed, {lost} rows lost, {twice} twice"
         return [*map(str, self.rows), sums]
 
     def save(self, path: Path, seconds: float) -> None:
         """Write it as JSON, with its sums and how long the session took."""
         sums = {name: sum(getattr(row, name) for row in self.rows) for name in _COUNTS}
-        told = {"disturbed": len(self.rows), "killed": self.killed, "seconds": round(seconds, 1)}
-        told |= {**sums, "rows": [asdict(row) for row in self.rows]}
+        told: dict[str, Any] = {"shops": len(self.rows), "killed": self.killed, **sums}
+        told |= {"seconds": round(seconds, 1), "rows": [asdict(row) for row in self.rows]}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
 

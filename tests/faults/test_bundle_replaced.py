@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from faults.conftest import NewShop, Undisturbed
-from faults.harness import VIEW
-from faults.judge import assert_untouched, judge, runs
-from feast_anchor.plugin.catalog import RunStatus
+from faults.harness import VIEW, NewShop
+from faults.judge import Undisturbed, assert_untouched, judge, runs
 from feast_anchor.onnx_export.bundle import seal
 from feast_anchor.onnx_export.manifest import GRAPHS, read_manifest
+from feast_anchor.plugin.catalog import RunStatus
 
 
 def another_model(bundle: Path, folder: Path) -> None:
@@ -22,7 +21,9 @@ def another_model(bundle: Path, folder: Path) -> None:
     shutil.copytree(bundle, folder)
     graph = folder / f"{GRAPHS[0]}.onnx"
     model = onnx.load(graph)
-    weights = next(one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
+    weights = next(
+        one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT
+    )
     weights.raw_data = (np.frombuffer(weights.raw_data, "<f4") * np.float32(1.5)).tobytes()
     onnx.save(model, graph)
     seal(folder, read_manifest(folder))

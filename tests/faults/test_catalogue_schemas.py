@@ -9,9 +9,8 @@ from pathlib import Path
 from alembic import command
 from sqlalchemy import make_url
 
-from faults.conftest import NewShop, Undisturbed
-from faults.harness import Shop
-from faults.judge import assert_untouched, judge, runs
+from faults.harness import NewShop, Shop
+from faults.judge import Undisturbed, assert_untouched, judge, runs
 from feast_anchor.plugin.migrations.database import connect, writing
 from feast_anchor.plugin.migrations.upgrade import alembic_config
 

@@ -7,9 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faults.attempt import Conditions
-from faults.conftest import NewShop, Undisturbed
-from faults.harness import USERS, VIEW, Shop
-from faults.judge import ALL_USERS, judge, runs
+from faults.harness import USERS, VIEW, NewShop, Shop
+from faults.judge import ALL_USERS, Undisturbed, judge, runs
 from feast_anchor.transforms.job import CREATED_TIMESTAMP
 from shop import END, make_tables, write_tables
 

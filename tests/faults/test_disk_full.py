@@ -1,4 +1,4 @@
-"""The disk is full while a part, the shuffle, a digest or a manifest is written; then there is room.
+"""The disk is full while a part, the shuffle, digests or a manifest are written; then it is not.
 
 A tmpfs of a few pages is a full disk. Where a container allows none, and for the middle of one
 certain file, the kernel refuses to let a file grow.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import pytest
 
 from faults.attempt import Conditions
-from faults.conftest import NewShop, Undisturbed
 from faults.disks import namespaces
-from faults.harness import Shop
-from faults.judge import assert_untouched, judge, runs
+from faults.harness import NewShop, Shop
+from faults.judge import Undisturbed, assert_untouched, judge, runs
 from feast_anchor.plugin.catalog import RunStatus
 
 PAGE = 4096

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from faults.attempt import Conditions
-from faults.conftest import NewShop, Undisturbed
-from faults.judge import judge, runs, watermarks
+from faults.harness import NewShop
+from faults.judge import Undisturbed, judge, runs, watermarks
 from feast_anchor.plugin.catalog import RunStatus
 from services.postgres import PostgresServer, postgres_server
 
@@ -26,9 +27,9 @@ def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def catalog(server: PostgresServer, request: pytest.FixtureRequest) -> str:
+def catalog(server: PostgresServer) -> str:
     """The URL of an empty database."""
-    name = f"faults_{abs(hash(request.node.name))}"
+    name = f"faults_{uuid4().hex}"
     server.create_database(name)
     return server.sqlalchemy_url(name)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from faults.conftest import NewShop, Undisturbed
-from faults.judge import all_or_nothing, judge, runs, watermarks
+from faults.harness import NewShop
+from faults.judge import Undisturbed, all_or_nothing, judge, runs, watermarks
 from feast_anchor.plugin.catalog import RunStatus
 from services.valkey import ValkeyServer, valkey_server
 

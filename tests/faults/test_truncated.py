@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from faults.attempt import Conditions
-from faults.conftest import NewShop, Undisturbed
-from faults.harness import USERS, VIEW, Shop
-from faults.judge import judge, runs
+from faults.harness import USERS, VIEW, NewShop, Shop
+from faults.judge import Undisturbed, judge, runs
 from feast_anchor.plugin.catalog import RunStatus
 
 SAVED = "feast_anchor.transforms.manifests:ShardManifest.save"
@@ -36,7 +35,12 @@ def cut_one(shop: Shop, pattern: str, part: float) -> Path:
 @pytest.mark.parametrize("part", [0.0, 0.5])
 @pytest.mark.parametrize(
     "pattern",
-    [STAGED, "state/run-*/shard-*.json", "state/shuffle-*/events-*.arrow", "state/shuffle-*/*.json"],
+    [
+        STAGED,
+        "state/run-*/shard-*.json",
+        "state/shuffle-*/events-*.arrow",
+        "state/shuffle-*/*.json",
+    ],
     ids=["part", "manifest", "shuffle", "shuffled"],
 )
 def test_what_a_killed_run_left_cut_short_is_made_again(
@@ -78,9 +82,7 @@ def test_a_published_part_cut_short_is_made_again(
 
 
 @pytest.mark.parametrize("unchanged", ["leave", "restamp"])
-def test_digests_cut_short_only_cost_work(
-    unchanged: str, make_shop: NewShop
-) -> None:
+def test_digests_cut_short_only_cost_work(unchanged: str, make_shop: NewShop) -> None:
     """The next window computes the users of that shard instead of failing."""
     shop = make_shop(unchanged=unchanged)
     shop.start().succeed()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from uuid import uuid4
 
 import pytest
 
-from faults.conftest import NewShop, Undisturbed
-from faults.judge import judge, runs
+from faults.harness import NewShop
+from faults.judge import Undisturbed, judge, runs
 from services.postgres import PostgresServer
 
 SAVED = "feast_anchor.transforms.manifests:ShardManifest.save"
@@ -19,7 +20,7 @@ def catalog(request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
         return "sqlite:///anchor.db"
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    name = f"faults_{abs(hash(request.node.name))}"
+    name = f"faults_{uuid4().hex}"
     postgres.create_database(name)
     return postgres.sqlalchemy_url(name)
 
