@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from faults.attempt import Conditions
 from faults.harness import USERS, VIEW, NewShop, Shop
 from faults.judge import ALL_USERS, Undisturbed, judge, runs
 from feast_anchor.transforms.job import CREATED_TIMESTAMP
-from shop import END, make_tables, write_tables
+from shop import END, UTC_STAMP, make_tables, write_tables
 
 TWO_DAYS_BACK = Conditions(clock_days=-2)
+KEY_AND_TEA = ("shopper_id", "tea")
 ONLINE = "feast_anchor.plugin.online:FeastOnlineWriter.write"
 
 
@@ -37,12 +39,12 @@ def assert_second_run_is_joined(shop: Shop, first: str) -> None:
     joined = shop.store().get_historical_features(
         entity_df=asked, features=[f"{VIEW}:tea", f"{VIEW}:history_end"]
     )
-    frame = joined.to_df().set_index("shopper_id")
-    wanted = newer.to_pandas()
-    wanted = wanted[wanted["event_timestamp"] == END].set_index("shopper_id")
-    assert len(wanted) == len(frame) == USERS
-    for user in ALL_USERS:
-        assert list(frame.loc[user, "tea"]) == list(wanted.loc[user, "tea"])
+    frame = joined.to_df()
+    found = dict(zip(frame["shopper_id"], frame["tea"], strict=True))
+    wanted = newer.filter(pc.equal(newer["event_timestamp"], pa.scalar(END, UTC_STAMP)))
+    assert len(frame) == wanted.num_rows == USERS
+    for user, vector in zip(*(wanted[name].to_pylist() for name in KEY_AND_TEA), strict=True):
+        assert list(found[user]) == vector
 
 
 def test_the_newer_run_wins_though_its_clock_is_behind(make_shop: NewShop) -> None:
