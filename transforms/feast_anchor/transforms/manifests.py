@@ -107,7 +107,7 @@ def part_path(run: ViewRun, shard: int) -> Path:
 
 def staged_path(run: ViewRun, shard: int) -> Path:
     """Path of a shard's part before the run is published."""
-    return _staging(run) / f"part-{shard:05d}.parquet"
+    return staging_folder(run) / f"part-{shard:05d}.parquet"
 
 
 def finished_part(run: ViewRun, shard: int) -> Path | None:
@@ -141,7 +141,7 @@ def part_rows(path: Path) -> int | None:
 
 def publish(run: ViewRun) -> None:
     """Move all staged parts of a run into the view's sink; nothing to do if none is left."""
-    staging, target = _staging(run), _published(run)
+    staging, target = staging_folder(run), _published(run)
     if not staging.is_dir():
         return
     if not target.exists():
@@ -162,8 +162,8 @@ def discard(run: ViewRun, shards: int) -> None:
         if staged_path(run, shard).is_file():
             shard_path(run.state_folder, shard).unlink(missing_ok=True)
             staged_path(run, shard).unlink(missing_ok=True)
-    shutil.rmtree(_staging(run), ignore_errors=True)
-    _remove_if_empty(_staging(run).parent)
+    shutil.rmtree(staging_folder(run), ignore_errors=True)
+    _remove_if_empty(staging_folder(run).parent)
 
 
 def clear_temporaries(run: ViewRun) -> None:
@@ -172,7 +172,7 @@ def clear_temporaries(run: ViewRun) -> None:
     All runs in the sink are looked at: a killed attempt may have made older parts ready to be
     joined with its own.
     """
-    for folder in (run.state_folder, _staging(run), *Path(run.sink).glob("run-*")):
+    for folder in (run.state_folder, staging_folder(run), *Path(run.sink).glob("run-*")):
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -188,8 +188,8 @@ def _published(run: ViewRun) -> Path:
     return Path(run.sink) / f"run-{run.run_id}"
 
 
-def _staging(run: ViewRun) -> Path:
-    # Beside the sink, not in it: whatever stands in it can be joined.
+def staging_folder(run: ViewRun) -> Path:
+    """Where a run's parts wait: beside the sink, because whatever stands in it can be joined."""
     return Path(f"{run.sink}.staging") / f"run-{run.run_id}"
 
 

@@ -31,10 +31,10 @@ from .events import ROW_SCHEMA, ReadTask, input_snapshot, read, read_tasks
 from .heartbeats import beating
 from .job import Job, ViewRun
 from .local_shuffle import Shuffled, rejected_rows, shard_rows, shuffle
-from .runners import pipeline_options, threads_of
+from .runners import is_watched, pipeline_options, threads_of
 from .shard_work import ShardWork
 from .shards import from_bytes, partition, to_bytes
-from .watched import WatchedPipeline, hearts_folder
+from .watched import WatchedPipeline
 
 Report = Callable[[str], None]
 
@@ -59,13 +59,12 @@ def run_job(
         RunError and Beam's own errors: a worker failed. Finished shards are kept.
     """
     settings = pipeline_options(runner, options or {})
-    hearts = hearts_folder(runner, _folder(job, "hearts"))
+    hearts = f"{_folder(job, 'hearts')}-{job.attempt}" if is_watched(runner) else None
     job = replace(job, threads=threads_of(job.threads, runner, settings), hearts=hearts)
     for run in job.views:
         manifests.clear_temporaries(run)
 
     def pipeline() -> beam.Pipeline:
-        shutil.rmtree(_folder(job, "hearts"), ignore_errors=True)
         return WatchedPipeline(runner, settings, hearts)
 
     tasks = read_tasks(job.sources, job.before)
@@ -81,8 +80,7 @@ def run_job(
         manifests.publish(run)
     if online is not None and any(run.online for run in job.views):
         _publish_online(job, online, pipeline)
-    for kind in ("shuffle", "hearts"):
-        shutil.rmtree(_folder(job, kind), ignore_errors=True)
+    shutil.rmtree(_folder(job, "shuffle"), ignore_errors=True)
 
 
 def _all_finished(job: Job) -> bool:

@@ -1,15 +1,15 @@
 """Beam pipelines that come to an end: a dead worker fails the run and never leaves it waiting.
 
-    FnApiRunner, multi_processing   we start the workers and see them end: at once
-    PortableRunner                  signs of life, which workers leave: within half a minute
-    DaskRunner, Flink, Spark ...    give a dead worker's elements to another, or fail by themselves
+FnApiRunner, multi_processing   we start the workers and see them end: at once
+PortableRunner                  signs of life, which workers leave: within half a minute
+DaskRunner, Flink, Spark ...    give a dead worker's elements to another, or fail by themselves
 """
 
 # No `from __future__ import annotations` here: Beam reads annotations of what it is given.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from feast_anchor.onnx_export.errors import RunError
 
-from .heartbeats import Watch
+from .heartbeats import Watch, watched
 from .quiet import quiet_beam
-from .runners import beam_runner, is_watched
+from .runners import beam_runner
 from .worker_processes import DIED  # which also makes Beam start worker processes our way
 
 _LOOK_SECONDS = 1.0
@@ -45,25 +45,20 @@ class WatchedPipeline(beam.Pipeline):  # type: ignore[misc]
 
     def run(self, test_runner_api: bool | str = "AUTO") -> PipelineResult:
         """Run to the end. Raises RunError when a worker died, else what a worker raised."""
-        with quiet_beam(), _resumable():
+        with ExitStack() as until, _resumable():
+            until.enter_context(quiet_beam())
+            watch = until.enter_context(watched(self._hearts)) if self._hearts else None
             result = super().run(test_runner_api)
-            try:
-                _wait(result, self._hearts)
-            finally:
-                client = getattr(result, "client", None)
-                if client is not None:  # of Dask, with the cluster that it may have started
-                    client.close()
+            client = getattr(result, "client", None)
+            if client is not None:  # of Dask, with the cluster that it may have started
+                until.callback(client.close)
+            _wait(result, watch)
         return _Done(PipelineState.DONE)
 
 
 class _Done(PipelineResult):  # type: ignore[misc]
     def wait_until_finish(self, duration: int | None = None) -> str:
         return str(self._state)
-
-
-def hearts_folder(runner: str, folder: Path) -> str | None:
-    """Where workers leave their signs of life; None where somebody else looks after them."""
-    return str(folder) if is_watched(runner) else None
 
 
 @contextmanager
@@ -76,11 +71,11 @@ def _resumable() -> Iterator[None]:
         raise RunError(f"{error}. {_RESUME}") from None
 
 
-def _wait(result: PipelineResult, hearts: Path | None) -> None:
-    if hearts is None:
+def _wait(result: PipelineResult, watch: Watch | None) -> None:
+    if watch is None:
         result.wait_until_finish()
         return
-    watch, failure = Watch(hearts), list[BaseException]()
+    failure = list[BaseException]()
     waiting = threading.Thread(target=_attempt, args=(result.wait_until_finish, failure))
     waiting.daemon = True
     waiting.start()
