@@ -15,7 +15,7 @@ OUT ?= build/demo
 TEXT_ENCODER := build/text_encoder
 DATA_OPTION = $(if $(DATA),--data '$(DATA)')
 
-.PHONY: help demo data text-encoder evaluate evaluate-full bench bench-large test lint format wheel-check clean
+.PHONY: help demo data text-encoder evaluate evaluate-full bench bench-large test test-faults lint format wheel-check clean
 
 help:
 	@echo 'feast-anchor: user embeddings as Feast feature views'
@@ -37,6 +37,8 @@ help:
 	@echo 'Work on it:'
 	@echo '  make test              all tests, against real PostgreSQL and Valkey servers'
 	@echo "  make test ARGS='-k redis -x'   any pytest options"
+	@echo '  make test-faults       kill, starve and cut off runs at many points and see that no row is lost:'
+	@echo '                         minutes; the result goes to build/faults (make test does a few)'
 	@echo '  make lint              ruff and mypy; changes nothing'
 	@echo '  make format            let ruff fix and format'
 	@echo '  make wheel-check       build wheel and sdist, check what is in them'
@@ -78,6 +80,9 @@ bench-large: $(STAMP)
 
 test: $(STAMP) text-encoder
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(STAMP)
+	FEAST_ANCHOR_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -96,6 +96,12 @@ class ServerProcess:
         """Whether the process is alive."""
         return self._popen is not None and self._popen.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._popen is not None
+        return self._popen.pid
+
     def start(self) -> None:
         """Start and wait until the server answers; ServerStartError after 20 seconds.
 

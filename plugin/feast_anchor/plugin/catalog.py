@@ -176,6 +176,14 @@ class Catalog:
 
         self._write(work)
 
+    def publishing(self, run_id: str, created_until: datetime) -> None:
+        """Record how new the rows are that are about to be published.
+
+        From then on they can be joined, whether or not the run comes to its end.
+        """
+        row = {"created_until": created_until}
+        self._write(lambda connection: self._change_run(connection, run_id, **row))
+
     def finish_run(
         self,
         run_id: str,

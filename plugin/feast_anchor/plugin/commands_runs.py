@@ -171,6 +171,30 @@ def dead_letters(
             console.print(f"Rows with their reasons: {folder}", highlight=False)
 
 
+@app.command()
+def clean(
+    older_than: Annotated[
+        str, typer.Option(help="Only runs not heard of for so long, as 7d or 12h.")
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
+    repo: RepoOption = Path("."),
+) -> None:
+    """Remove what runs left behind that failed and were not resumed; offline rows stay.
+
+    After this such a run starts from the beginning, and its dead letters are gone.
+    """
+    with readable_errors():
+        from .cleaning import clean as remove
+        from .views import period
+
+        found = remove(Repo.open(repo), period(older_than), dry_run)
+        for one in found:
+            console.print(f"{one.path}: {one.size / 1e6:,.1f} MB of {one.view}", highlight=False)
+        done = "Found" if dry_run else "Removed"
+        total = sum(one.size for one in found) / 1e6
+        console.print(f"{done} {len(found)} folders, {total:,.1f} MB.", highlight=False)
+
+
 def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 

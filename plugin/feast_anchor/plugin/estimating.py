@@ -145,7 +145,8 @@ class _Trial:
     def of(cls, group: Sequence[PlannedView], settings: EngineConfig, scratch: Path) -> _Trial:
         """Read, shuffle and score a sample in a scratch folder."""
         options = pipeline_options(settings.runner, settings.options)
-        workers, threads = workers_of(options), threads_of(settings.threads, options)
+        workers = workers_of(options)
+        threads = threads_of(settings.threads, settings.runner, options)
         job = job_of(list(group), settings)
         # All workers at once are timed as one with all their threads.
         job = replace(job, threads=None if threads is None else workers * threads)
@@ -271,7 +272,7 @@ class _Trial:
             return 0.0
         larger = max(1.0, _over(self.embedded / job.shards, scored.embedded / scored.shards))
         per_shard = scored.texts / scored.shards * larger**scored.text_growth
-        return scored.text_seconds / scored.texts * per_shard * job.shards
+        return float(scored.text_seconds / scored.texts * per_shard * job.shards)
 
     def _memory_bytes(self) -> int:
         """What this process has held, and what a whole shard takes beyond the sample's."""

@@ -125,6 +125,7 @@ class Job:
     labels: str | None = None  # folder of `labels.save`: each user's own as-of times
     max_rejected: float = 1.0  # a larger share of rejected events or users fails the job
     created_after: int = 0  # created_timestamps are later than this, whatever the clock says
+    hearts: str | None = None  # folder where workers show that they live, if anybody looks
     attempt: str = ""  # names this execution; a repetition of the job has another
 
     @property

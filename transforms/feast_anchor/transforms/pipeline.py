@@ -23,17 +23,18 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from feast_anchor.onnx_export.errors import BooksError
 
 from . import books, manifests, sinks
 from .events import ROW_SCHEMA, ReadTask, input_snapshot, read, read_tasks
-from .job import Job
+from .heartbeats import beating
+from .job import Job, ViewRun
 from .local_shuffle import Shuffled, rejected_rows, shard_rows, shuffle
-from .runners import beam_runner, pipeline_options, threads_of
+from .runners import is_watched, pipeline_options, threads_of
 from .shard_work import ShardWork
 from .shards import from_bytes, partition, to_bytes
+from .watched import WatchedPipeline
 
 Report = Callable[[str], None]
 
@@ -58,13 +59,13 @@ def run_job(
         RunError and Beam's own errors: a worker failed. Finished shards are kept.
     """
     settings = pipeline_options(runner, options or {})
-    job = replace(job, threads=threads_of(job.threads, settings))
+    hearts = f"{_folder(job, 'hearts')}-{job.attempt}" if is_watched(runner) else None
+    job = replace(job, threads=threads_of(job.threads, runner, settings), hearts=hearts)
     for run in job.views:
         manifests.clear_temporaries(run)
 
     def pipeline() -> beam.Pipeline:
-        chosen = PipelineOptions.from_dictionary(settings)
-        return beam.Pipeline(runner=beam_runner(runner), options=chosen)
+        return WatchedPipeline(runner, settings, hearts)
 
     tasks = read_tasks(job.sources, job.before)
     if not _all_finished(job):
@@ -79,7 +80,7 @@ def run_job(
         manifests.publish(run)
     if online is not None and any(run.online for run in job.views):
         _publish_online(job, online, pipeline)
-    shutil.rmtree(_shuffle_folder(job), ignore_errors=True)
+    shutil.rmtree(_folder(job, "shuffle"), ignore_errors=True)
 
 
 def _all_finished(job: Job) -> bool:
@@ -90,16 +91,16 @@ def _all_finished(job: Job) -> bool:
     )
 
 
-def _shuffle_folder(job: Job) -> Path:
+def _folder(job: Job, kind: str) -> Path:
     first = min(job.views, key=lambda run: run.run_id)
-    return first.state_folder.parent / f"shuffle-{first.run_id}"
+    return first.state_folder.parent / f"{kind}-{first.run_id}"
 
 
 def _score_stored(
     job: Job, tasks: Sequence[ReadTask], pipeline: Callable[[], beam.Pipeline], report: Report
 ) -> None:
     total = sum(task.rows for task in tasks)
-    folder = _shuffle_folder(job)
+    folder = _folder(job, "shuffle")
 
     def read_so_far(rows: int) -> None:
         report(f"reading events, {rows:,} of {total:,}")
@@ -170,7 +171,7 @@ def _check_outcome(job: Job, rows: int) -> None:
     if wrong:
         for run in job.views:
             manifests.discard(run, job.shards)
-        shutil.rmtree(_shuffle_folder(job), ignore_errors=True)
+        shutil.rmtree(_folder(job, "shuffle"), ignore_errors=True)
         raise BooksError(
             f"{books.names(job)}: {wrong}, so nothing was published. Run it again on tables that "
             "stay as they are, with the runner FnApiRunner"
@@ -190,9 +191,10 @@ class ReadRows(beam.DoFn):
     def process(self, element: int) -> Iterator[tuple[int, bytes]]:
         """Yield (shard, Arrow IPC bytes of `ROW_SCHEMA`) for every piece of the task."""
         task = self._tasks[element]
-        for table in read(self._job.sources[task.source], task):
-            for shard, part in partition(table, self._job.shards):
-                yield shard, to_bytes(part)
+        with beating(self._job.hearts, f"reading-{element}"):
+            for table in read(self._job.sources[task.source], task):
+                for shard, part in partition(table, self._job.shards):
+                    yield shard, to_bytes(part)
 
 
 class ScoreGrouped(beam.DoFn):
@@ -200,11 +202,14 @@ class ScoreGrouped(beam.DoFn):
 
     def __init__(self, job: Job) -> None:
         self._work = ShardWork(job)
+        self._hearts = job.hearts
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[int]:
         """Yield the number of rows written."""
         shard, blobs = element
-        yield self._work.finish(shard, lambda: from_bytes(blobs, ROW_SCHEMA))
+        with beating(self._hearts, f"scoring-{shard}"):
+            rows = self._work.finish(shard, lambda: from_bytes(blobs, ROW_SCHEMA))
+        yield rows
 
 
 class ScoreStored(beam.DoFn):
@@ -213,10 +218,13 @@ class ScoreStored(beam.DoFn):
     def __init__(self, job: Job, folder: str) -> None:
         self._work = ShardWork(job)
         self._folder = folder
+        self._hearts = job.hearts
 
     def process(self, element: int) -> Iterator[int]:
         """Yield the number of rows written."""
-        yield self._work.finish(element, lambda: shard_rows(Path(self._folder), element))
+        with beating(self._hearts, f"scoring-{element}"):
+            rows = self._work.finish(element, lambda: shard_rows(Path(self._folder), element))
+        yield rows
 
 
 class PublishOnline(beam.DoFn):
@@ -233,15 +241,17 @@ class PublishOnline(beam.DoFn):
 
     def process(self, element: int) -> Iterator[int]:
         """Yield the number of rows written."""
+        with beating(self._job.hearts, f"publishing-{element}"):
+            written = sum(self._publish(run, element) for run in self._job.views if run.online)
+        yield written
+
+    def _publish(self, run: ViewRun, shard: int) -> int:
+        done, part = manifests.finished(run, shard), manifests.finished_part(run, shard)
+        if done is None or part is None:
+            return 0
         if self._writer is None:
             self._writer = self._factory()
-        for run in self._job.views:
-            done, part = manifests.finished(run, element), manifests.finished_part(run, element)
-            if not run.online or done is None or part is None:
-                continue
-            rows = sinks.newest_per_user(run, pq.read_table(part, schema=run.schema))
-            written = self._writer.write(run.view, rows)
-            replace(done, rows_online=written, published_by=self._job.attempt).save(
-                run.state_folder
-            )
-            yield written
+        rows = sinks.newest_per_user(run, pq.read_table(part, schema=run.schema))
+        written = self._writer.write(run.view, rows)
+        replace(done, rows_online=written, published_by=self._job.attempt).save(run.state_folder)
+        return written

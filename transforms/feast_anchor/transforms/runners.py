@@ -17,6 +17,7 @@ from feast_anchor.onnx_export.errors import SpecError
 Shuffle = Literal["local", "beam"]
 
 _DASK = ("dask", "DaskRunner")
+_WATCHED = ("PortableRunner",)  # Beam's local job service waits for a dead worker for ever
 _LOCAL = ("FnApiRunner", "DirectRunner", "InteractiveRunner", *_DASK)
 
 
@@ -45,11 +46,18 @@ def beam_runner(name: str) -> Any:
     return DaskRunner()
 
 
+def is_watched(runner: str) -> bool:
+    """Whether workers have to show that they live, because nobody else notices when one dies."""
+    return runner in _WATCHED
+
+
 def pipeline_options(runner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Beam's options with the defaults that a runner needs to be right or worth its while."""
     defaults: dict[str, Any] = {}
     if runner in _DASK:
         defaults["dask_partition_size"] = 1  # the default puts all shards into one process
+    if options.get("direct_running_mode") == "multi_processing":
+        defaults["direct_num_workers"] = 0  # one per core; Beam's own default is a single one
     return {**defaults, **options}
 
 
@@ -60,8 +68,13 @@ def workers_of(options: Mapping[str, Any]) -> int:
     return int(options.get("direct_num_workers") or 0) or os.cpu_count() or 1
 
 
-def threads_of(threads: int | None, options: Mapping[str, Any]) -> int | None:
-    """Scoring threads per worker: cores are divided between the processes on this machine."""
+def threads_of(threads: int | None, runner: str, options: Mapping[str, Any]) -> int | None:
+    """Scoring threads per worker: cores are divided between the processes on this machine.
+
+    Dask runs as many elements at once as its workers have cores.
+    """
+    if threads is None and runner in _DASK:
+        return 1
     if threads is not None or workers_of(options) == 1:
         return threads
     return max(1, (os.cpu_count() or 1) // workers_of(options))

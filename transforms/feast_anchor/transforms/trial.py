@@ -117,7 +117,7 @@ def take_sample(
         job: its `labels` folder is written here, if it has one.
         asked: the label table of such a job, `labels.SCHEMA`.
     """
-    moments = dict.fromkeys(range(job.shards), job.as_of)
+    moments: dict[int, AsOf] = dict.fromkeys(range(job.shards), job.as_of)
     if job.labels is not None and asked is not None:
         labels.save(Path(job.labels), asked.filter(cells.holds(asked.column("user"))), job.shards)
         moments = {shard: labels.load(Path(job.labels), shard) for shard in range(job.shards)}
