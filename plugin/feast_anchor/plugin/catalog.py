@@ -102,6 +102,29 @@ class Catalog:
                 raise
         return cls(engine, parsed)
 
+    @classmethod
+    def existing(cls, url: str) -> Catalog | None:
+        """Open a catalogue to read it; None if there is none of this package's schema yet.
+
+        Nothing is created or upgraded. Raises CatalogError as `open` does.
+        """
+        from feast_anchor.plugin.migrations.upgrade import is_current
+
+        parsed = parse_url(url)
+        file = sqlite_file(parsed)
+        if file is not None and not file.is_file():
+            return None
+        with explained(parsed, "read"):
+            engine = connect(parsed)
+            try:
+                if is_current(engine, shown(parsed)):
+                    return cls(engine, parsed)
+            except BaseException:
+                engine.dispose()
+                raise
+            engine.dispose()
+        return None
+
     def record_spaces(self, spaces: Iterable[SpaceRecord]) -> None:
         """Record that these fields are computed in these spaces now; keeps `first_seen`."""
         now = datetime.now(UTC)

@@ -164,8 +164,13 @@ def _attempt(work: Callable[[], None]) -> BaseException | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what a worker raised; Beam appends where in the pipeline it was."""
+    """The first line of what a worker raised; Beam appends where in the pipeline it was.
+
+    From another process it comes as a traceback, whose last line it is.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        lines = lines[-1:]
     return f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"
 
 

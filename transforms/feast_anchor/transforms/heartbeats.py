@@ -110,9 +110,9 @@ class Watch:
         ]
         if silent:
             elements = ", ".join(sorted(name.rpartition("-")[0] for name in silent))
-            return f"a worker died: no sign of life for {self.dead_seconds:.0f} s from {elements}"
+            return f"a worker died: no sign of life for {self.dead_seconds:g} s from {elements}"
         if not beats and now - self._moved > self.idle_seconds:
-            return f"no worker has been at work for {self.idle_seconds:.0f} s"
+            return f"no worker has been at work for {self.idle_seconds:g} s"
         return None
 
     def _beats(self) -> dict[str, str]:
