@@ -8,7 +8,6 @@ sample is everybody.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -308,6 +307,10 @@ def _peak_bytes() -> int:
     if status.is_file():  # Linux hands the parent's peak on to `getrusage`
         lines = dict(line.split(":", 1) for line in status.read_text("utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) << 10
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
 
