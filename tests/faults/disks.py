@@ -1,6 +1,6 @@
 """Disks that are too small, from the kernel: a tmpfs of a few pages, or a limit on a file's size.
 
-A tmpfs needs a user namespace, which not every container allows; then `namespaces()` is False. A
+A tmpfs needs a user namespace, which not every container allows; the error then says `NO_DISK`. A
 limit on the size of files works everywhere: the write that passes it fails in the middle, with
 EFBIG where a full disk says ENOSPC.
 """
@@ -12,26 +12,12 @@ import os
 import resource
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
-
-
-def namespaces() -> bool:
-    """Whether a process here may have a file system of its own; tried in a child."""
-    if not sys.platform.startswith("linux"):
-        return False
-    child = os.fork()
-    if child == 0:
-        try:
-            _own_mounts()
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
+NO_DISK = "this process may not have a disk of its own"
 
 
 @contextmanager
@@ -42,8 +28,11 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     below = os.open(folder, os.O_DIRECTORY)
-    _own_mounts()
-    _mount("tmpfs", folder, f"size={size}")
+    try:
+        _own_mounts()
+        _mount("tmpfs", folder, f"size={size}")
+    except (OSError, AttributeError) as error:  # not allowed, or not Linux
+        raise RuntimeError(f"{NO_DISK}: {error}") from error
     large = f"/proc/self/fd/{below}"
     shutil.copytree(large, folder, dirs_exist_ok=True)
     try:

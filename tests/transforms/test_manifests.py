@@ -115,6 +115,16 @@ def test_other_trouble_of_moving_is_raised(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "whole"
 
 
+def test_the_staging_folder_of_an_attempt_that_died_after_publishing_goes(run: ViewRun) -> None:
+    """Killed between the rename and tidying up; the next attempt has nothing to move."""
+    done(run, 0)
+    manifests.publish(run)
+    manifests.staging_folder(run).parent.mkdir()
+    manifests.publish(run)
+    assert not manifests.staging_folder(run).parent.exists()
+    assert parts(Path(run.sink)) == ["run-0123/part-00000.parquet"]
+
+
 def test_discarding_takes_back_what_is_not_published(run: ViewRun) -> None:
     """Staged shards are to be computed again; published rows are of an input that was right."""
     done(run, 0)

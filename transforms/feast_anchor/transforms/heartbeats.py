@@ -38,6 +38,7 @@ def beating(folder: str | None, element: str) -> Iterator[None]:
     if not Path(folder).is_dir():
         raise RunError(f"{element}: {folder!r} is not there: its driver is gone, or on other disks")
     path = Path(folder) / f"{element}-{uuid4().hex}"
+    path.write_text("0", "utf-8")  # before any work: a worker killed early is missed too
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(path, stop), daemon=True)
     thread.start()
@@ -51,16 +52,14 @@ def beating(folder: str | None, element: str) -> Iterator[None]:
 
 def _beat(path: Path, stop: threading.Event) -> None:
     count = 0
-    while True:
+    while not stop.wait(BEAT_SECONDS):
+        count += 1
         try:
             path.write_text(str(count), "utf-8")
         except FileNotFoundError:
             if _driving:  # this worker is a thread of its driver
                 return
             os._exit(1)
-        count += 1
-        if stop.wait(BEAT_SECONDS):
-            return
 
 
 _driving = False  # whether this process watches others

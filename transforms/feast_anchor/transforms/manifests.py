@@ -142,8 +142,12 @@ def part_rows(path: Path) -> int | None:
 def publish(run: ViewRun) -> None:
     """Move all staged parts of a run into the view's sink; nothing to do if none is left."""
     staging, target = staging_folder(run), _published(run)
-    if not staging.is_dir():
-        return
+    if staging.is_dir():
+        _move_parts(staging, target)
+    _remove_if_empty(staging.parent)  # also what an attempt left that was killed just before this
+
+
+def _move_parts(staging: Path, target: Path) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # another file system: one file after the other
@@ -153,7 +157,6 @@ def publish(run: ViewRun) -> None:
             move_file(part, target / part.name)
         shutil.rmtree(staging)
     sync_folder(target.parent)
-    _remove_if_empty(staging.parent)
 
 
 def discard(run: ViewRun, shards: int) -> None:

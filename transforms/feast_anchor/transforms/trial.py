@@ -24,7 +24,7 @@ from . import labels
 from .carried import unchanged_users
 from .digests import history_digest
 from .events import ROW_SCHEMA, ReadTask
-from .histories import History, ShardHistories, build_histories
+from .histories import AsOf, History, ShardHistories, build_histories
 from .job import Job, ViewRun
 from .local_shuffle import shuffle
 from .manifests import ShardManifest, finished, finished_part
