@@ -15,7 +15,7 @@ OUT ?= build/demo
 TEXT_ENCODER := build/text_encoder
 DATA_OPTION = $(if $(DATA),--data '$(DATA)')
 
-.PHONY: help demo data text-encoder evaluate evaluate-full bench test lint format wheel-check clean
+.PHONY: help demo data text-encoder evaluate evaluate-full bench bench-large test test-faults lint format wheel-check clean
 
 help:
 	@echo 'feast-anchor: user embeddings as Feast feature views'
@@ -31,11 +31,14 @@ help:
 	@echo '  make bench             how fast it is, and against what else, beside the goals: 20 minutes;'
 	@echo '                         the result goes to build/bench'
 	@echo "  make bench ARGS='--quick --only speedup'   see ARGS=--help"
+	@echo '  make bench-large       ten million events of 200,000 users: time, memory, is it linear?'
 	@echo '  make text-encoder      a small pretrained sentence encoder (84 MB) in build/text_encoder'
 	@echo
 	@echo 'Work on it:'
 	@echo '  make test              all tests, against real PostgreSQL and Valkey servers'
 	@echo "  make test ARGS='-k redis -x'   any pytest options"
+	@echo '  make test-faults       kill, starve and cut off runs at many points and see that no row is lost:'
+	@echo '                         minutes; the result goes to build/faults (make test does a few)'
 	@echo '  make lint              ruff and mypy; changes nothing'
 	@echo '  make format            let ruff fix and format'
 	@echo '  make wheel-check       build wheel and sdist, check what is in them'
@@ -72,8 +75,14 @@ evaluate-full: $(STAMP) text-encoder
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+bench-large: $(STAMP)
+	$(BIN)/python -m benchmarks --only scale --out build/bench-large $(ARGS)
+
 test: $(STAMP) text-encoder
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(STAMP)
+	FEAST_ANCHOR_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from rich.console import Console
 from .findings import Found
 from .lab import QUICK, Lab, Plan
 from .report import machine, print_goals, print_section
-from .sections import SECTIONS, measure
+from .sections import LARGE, SECTIONS, measure
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -55,7 +55,8 @@ def bench(
     if medium_layers is not None:
         plan = replace(plan, medium_layers=medium_layers)
     logging.basicConfig(level=logging.ERROR)  # Beam and torch tell much that nobody asked
-    run(Lab(plan, out), only or list(SECTIONS), Console(width=None if sys.stdout.isatty() else 160))
+    chosen = only or [name for name in SECTIONS if name not in LARGE]
+    run(Lab(plan, out), chosen, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def run(lab: Lab, sections: list[str], console: Console) -> dict[str, Any]:

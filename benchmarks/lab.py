@@ -26,6 +26,8 @@ class Plan:
     pipeline_users: tuple[int, ...] = (2_000, 8_000)
     grown: str = "nano"  # size behind the section on growth: memory is not the model's there
     growth_users: tuple[int, ...] = (6_250, 25_000, 100_000)
+    large: str = "nano-market"  # size behind the section on scale
+    large_users: int = 200_000  # with 50 events each
 
 
 # Every section in a few minutes: enough to see a change of tens of percent.
@@ -37,6 +39,7 @@ QUICK = Plan(
     worker_users=100,
     pipeline_users=(500,),
     growth_users=(500, 2_000, 8_000),
+    large_users=8_000,
 )
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.manifest import ModalitySpec
 
+from .market import market_modalities
+
 if TYPE_CHECKING:
     import onnxruntime as ort
 
@@ -40,10 +42,13 @@ class Size:
     config: ModelConfig
     events: int  # T
     tokens: int  # L
+    market: bool = False  # reads the demo's marketplace instead of the shop of `events`
 
     @property
     def modalities(self) -> tuple[ModalitySpec, ...]:
-        """Two sources of events that share the budget of T."""
+        """Two sources of events that share the budget of T; or the marketplace's four."""
+        if self.market:
+            return market_modalities(self.events)
         visits = self.events // 4
         return (
             ModalitySpec(
@@ -60,7 +65,8 @@ def size(name: str, medium_layers: int = 4) -> Size:
     """One of the sizes of the goals ("small", "medium"), or a smaller one ("tiny", "nano").
 
     Args:
-        name: medium is Qwen2.5-0.5B's shape, layers aside; nano is the default of training.
+        name: medium is Qwen2.5-0.5B's shape, layers aside; nano is the default of training. With
+            "-market" behind it, it reads the demo's marketplace.
         medium_layers: decoder layers of medium; Qwen2.5-0.5B has 24.
     """
     from feast_anchor.onnx_export.sizes import ModelConfig  # needs torch
@@ -85,8 +91,9 @@ def size(name: str, medium_layers: int = 4) -> Size:
             16,
         ),
     }
-    found = sizes[name]
-    return replace(found, config=found.config.sized())
+    plain = name.removesuffix("-market")
+    found = sizes[plain]
+    return replace(found, name=name, config=found.config.sized(), market=name != plain)
 
 
 @dataclass(frozen=True)

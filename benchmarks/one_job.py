@@ -19,13 +19,13 @@ from .events import run_pipeline
 def main(bundle: str, folder: str, users: str, *questions: str) -> None:
     """Run the job over the tables in `folder`/tables: `python -m benchmarks.one_job` and these."""
     opened, tables, out = Bundle.open(bundle), Path(folder) / "tables", Path(folder) / "run"
-    before, start = _peak_mib(), time.perf_counter()
+    before, start = peak_mib(), time.perf_counter()
     run_pipeline(opened, questions, tables, out, int(users))
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mib": _peak_mib(), "start_mib": before}))
+    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(), "start_mib": before}))
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """The most memory that this process has held so far, in MiB.
 
     Linux hands the parent's peak on to `getrusage`, so the program's own is read where it stands.

@@ -20,7 +20,9 @@ SECTIONS: Mapping[str, str] = {
     "workers": "Two worker threads over one",
     "pipeline": "The whole pipeline over the bare scoring loop",
     "growth": "Time and memory as users grow",
+    "scale": "Ten million events of 200,000 users on one machine",
 }
+LARGE = ("scale",)  # only run when they are asked for
 
 
 def measure(name: str, lab: Lab) -> Found:

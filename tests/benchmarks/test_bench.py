@@ -34,6 +34,8 @@ PLAN = Plan(
     pipeline_users=(30,),
     grown="tiny",
     growth_users=(20, 40),
+    large="tiny-market",
+    large_users=80,
 )
 
 

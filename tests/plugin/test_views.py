@@ -525,7 +525,7 @@ def test_other_snapshots_are_refused(
     tmp_path: Path, paper_bundle: PaperBundle, period: str | timedelta
 ) -> None:
     """The error names what was given and a period that works."""
-    with pytest.raises(SpecError, match=r"snapshots=.*expected .*'7d'"):
+    with pytest.raises(SpecError, match=r"is no period; expected .*'7d'"):
         declare(tmp_path, paper_bundle(), snapshots=period)
 
 

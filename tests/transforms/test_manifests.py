@@ -115,6 +115,16 @@ def test_other_trouble_of_moving_is_raised(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "whole"
 
 
+def test_the_staging_folder_of_an_attempt_that_died_after_publishing_goes(run: ViewRun) -> None:
+    """Killed between the rename and tidying up; the next attempt has nothing to move."""
+    done(run, 0)
+    manifests.publish(run)
+    manifests.staging_folder(run).parent.mkdir()
+    manifests.publish(run)
+    assert not manifests.staging_folder(run).parent.exists()
+    assert parts(Path(run.sink)) == ["run-0123/part-00000.parquet"]
+
+
 def test_discarding_takes_back_what_is_not_published(run: ViewRun) -> None:
     """Staged shards are to be computed again; published rows are of an input that was right."""
     done(run, 0)
@@ -125,3 +135,37 @@ def test_discarding_takes_back_what_is_not_published(run: ViewRun) -> None:
     assert manifests.finished(run, 1) is None
     assert parts(Path(run.sink)) == ["run-0123/part-00000.parquet"]
     assert not Path(f"{run.sink}.staging").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_shard_whose_part_was_cut_short_is_not_finished(run: ViewRun, kept: int) -> None:
+    """Staged or published, it is computed again, whatever its manifest says."""
+    done(run, 0)
+    for part in (manifests.staged_path(run, 0), manifests.part_path(run, 0)):
+        assert manifests.finished(run, 0) is not None
+        whole = part.read_bytes()
+        part.write_bytes(whole[:kept])
+        assert manifests.finished(run, 0) is None
+        assert manifests.finished_part(run, 0) is None
+        part.write_bytes(whole)
+        manifests.publish(run)
+
+
+def test_a_manifest_that_is_no_text_is_no_manifest(run: ViewRun) -> None:
+    """A broken disk may leave any bytes."""
+    done(run, 0)
+    manifests.shard_path(run.state_folder, 0).write_bytes(b"\xff\xfe{}")
+    assert manifests.finished(run, 0) is None
+
+
+def test_what_killed_attempts_were_writing_is_removed(run: ViewRun) -> None:
+    """In the state folder, beside the sink and in it, whichever run's folder it is."""
+    done(run, 0)
+    sink = Path(run.sink)
+    folders = [run.state_folder, manifests.staging_folder(run), sink / "run-empty", sink / "run-1"]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".part-00000.parquet.77.tmp").touch()
+    manifests.clear_temporaries(run)
+    assert [list(folder.glob(".*")) for folder in folders] == [[]] * 4
+    assert manifests.finished(run, 0) is not None

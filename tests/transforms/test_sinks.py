@@ -253,10 +253,13 @@ def test_a_shard_is_finished_when_its_manifest_and_its_part_stand(run: ViewRun) 
     assert ShardManifest.load(run.state_folder, 0) is None
     part = sinks.write_part(run, 0, run.schema.empty_table())
     assert manifests.finished(run, 0) is None
-    manifest = manifest_of(run, 0)
+    manifest = replace(manifest_of(run, 0), rows_offline=0)
     manifest.save(run.state_folder)
     assert manifests.finished(run, 0) == manifest
     assert manifests.finished(run, 1) is None
+    replace(manifest, rows_offline=1).save(run.state_folder)
+    assert manifests.finished(run, 0) is None  # it is another part
+    manifest.save(run.state_folder)
     part.unlink()
     assert manifests.finished(run, 0) is None
 

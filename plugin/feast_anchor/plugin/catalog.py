@@ -102,6 +102,29 @@ class Catalog:
                 raise
         return cls(engine, parsed)
 
+    @classmethod
+    def existing(cls, url: str) -> Catalog | None:
+        """Open a catalogue to read it; None if there is none of this package's schema yet.
+
+        Nothing is created or upgraded. Raises CatalogError as `open` does.
+        """
+        from feast_anchor.plugin.migrations.upgrade import is_current
+
+        parsed = parse_url(url)
+        file = sqlite_file(parsed)
+        if file is not None and not file.is_file():
+            return None
+        with explained(parsed, "read"):
+            engine = connect(parsed)
+            try:
+                if is_current(engine, shown(parsed)):
+                    return cls(engine, parsed)
+            except BaseException:
+                engine.dispose()
+                raise
+            engine.dispose()
+        return None
+
     def record_spaces(self, spaces: Iterable[SpaceRecord]) -> None:
         """Record that these fields are computed in these spaces now; keeps `first_seen`."""
         now = datetime.now(UTC)
@@ -152,6 +175,14 @@ class Catalog:
                 connection.execute(insert(DEAD_LETTERS), letters)
 
         self._write(work)
+
+    def publishing(self, run_id: str, created_until: datetime) -> None:
+        """Record how new the rows are that are about to be published.
+
+        From then on they can be joined, whether or not the run comes to its end.
+        """
+        row = {"created_until": created_until}
+        self._write(lambda connection: self._change_run(connection, run_id, **row))
 
     def finish_run(
         self,

@@ -78,6 +78,50 @@ def backfill(
 
 
 @app.command()
+def plan(
+    views: Annotated[
+        list[str] | None, typer.Argument(help="Scenario views; all of the repo by default.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="As of `feast-anchor backfill`."),
+    ] = None,
+    start: Annotated[datetime | None, typer.Option(help=f"Start of the window, {WHEN}")] = None,
+    end: Annotated[datetime | None, typer.Option(help=f"End of the window, {WHEN}")] = None,
+    snapshots: Annotated[
+        str | None, typer.Option(help="As of `feast-anchor backfill`; the view's own by default.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For machines: a list of passes.")] = False,
+    repo: RepoOption = Path("."),
+) -> None:
+    """Say what a run would do and how long it would take, and do nothing of it.
+
+    Reads all keys, a part of the rows, and all rows of some hundred users; scores those users for
+    about twenty seconds. Views that share a pass over the events are planned together. Nothing is
+    written but temporary files.
+
+        feast-anchor plan --start 2017-01-01 --end 2017-09-01
+        feast-anchor plan shopper_v1 --labels labels.parquet --json
+    """
+    with readable_errors():
+        from .backfill import Request
+        from .plans import as_json, plan_runs, tables
+        from .views import period
+
+        request = Request(
+            labels,
+            None if start is None else _utc(start),
+            None if end is None else _utc(end),
+            None if snapshots is None else period(snapshots),
+        )
+        found = plan_runs(Repo.open(repo), views or [], request)
+        if json:
+            typer.echo(as_json(found))
+        else:
+            console.print(*tables(found), sep="\n\n", highlight=False)
+
+
+@app.command()
 def runs(
     repo: RepoOption = Path("."),
     view: Annotated[str | None, typer.Option(help="Only runs of this view.")] = None,
@@ -125,6 +169,30 @@ def dead_letters(
         console.print(table if totals else f"Run {run} rejected nothing.")
         for folder in sorted(folders):
             console.print(f"Rows with their reasons: {folder}", highlight=False)
+
+
+@app.command()
+def clean(
+    older_than: Annotated[
+        str, typer.Option(help="Only runs not heard of for so long, as 7d or 12h.")
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
+    repo: RepoOption = Path("."),
+) -> None:
+    """Remove what runs left behind that failed and were not resumed; offline rows stay.
+
+    After this such a run starts from the beginning, and its dead letters are gone.
+    """
+    with readable_errors():
+        from .cleaning import clean as remove
+        from .views import period
+
+        found = remove(Repo.open(repo), period(older_than), dry_run)
+        for one in found:
+            console.print(f"{one.path}: {one.size / 1e6:,.1f} MB of {one.view}", highlight=False)
+        done = "Found" if dry_run else "Removed"
+        total = sum(one.size for one in found) / 1e6
+        console.print(f"{done} {len(found)} folders, {total:,.1f} MB.", highlight=False)
 
 
 def _utc(moment: datetime) -> datetime:

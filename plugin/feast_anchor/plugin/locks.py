@@ -166,7 +166,7 @@ class FileLockOfView:
     def _sign(self) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        draft = self._note.with_suffix(f".{os.getpid()}.tmp")
+        draft = self._note.with_suffix(".tmp")  # the next holder's too: a killed one leaves none
         try:
             draft.write_text(json.dumps(note), encoding="utf-8")
             draft.replace(self._note)

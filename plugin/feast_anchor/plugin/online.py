@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,40 @@ class FeastOnlineWriter:
             for row, (served, _) in zip(batch, stored, strict=True)
             if served is None or _aware(served) <= row[2]
         ]
+
+
+def write_seconds(config: RepoConfig, view: FeatureView, rows: pa.Table, scratch: Path) -> float:
+    """Seconds that writing some rows would take; the repo's online store is only read.
+
+    SQLite is timed on a new file in `scratch`. Of any other store the reads are timed, once for
+    the reading and once for the writing of a batch, and making its messages.
+
+    Raises:
+        RunError: the store cannot be read.
+    """
+    writer = FeastOnlineWriter(config, {view.name: view}, retry_seconds=0)
+    if config.online_store.type == "sqlite":
+        elsewhere = config.model_copy()
+        path = {"path": str(scratch / "online.db")}
+        elsewhere._online_store = config.online_store.model_copy(update=path)
+        writer = replace(writer, config=elsewhere)
+        writer._store.update(elsewhere, [], [view], [], [], False)
+        writer.write(view.name, rows)  # the first write is slower
+        start = time.perf_counter()
+        writer.write(view.name, rows)
+        return time.perf_counter() - start
+    start = time.perf_counter()
+    batch = list(_protos(view, rows))
+    try:
+        for _ in range(2):
+            writer._not_older(view, batch)
+    except Exception as error:
+        secrets = _secrets(config.online_store)
+        raise RunError(
+            f"view {view.name!r}: online store {config.online_store.type!r} cannot be read: "
+            f"{told(error, secrets)}. Check that the store is up, and that `feast apply` has run"
+        ) from None
+    return time.perf_counter() - start
 
 
 def _secrets(store: Any) -> list[str]:

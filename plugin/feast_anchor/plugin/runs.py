@@ -100,7 +100,14 @@ class Runs:
         for planned in group:
             catalog.record_spaces(space_records(planned.project, planned.run.view, planned.spec))
             catalog.begin_run(_run_record(planned, job))
-        failure = _attempt(partial(self._compute, group, job, held))
+
+        def before_publishing() -> None:
+            for planned in group:
+                catalog.publishing(planned.run.run_id, _created_until(planned, job))
+            for lock in held:
+                lock.check()
+
+        failure = _attempt(partial(self._compute, group, job, before_publishing))
         for planned in group:
             shards = _finished_shards(planned, job)
             for shard in shards:
@@ -112,17 +119,13 @@ class Runs:
                 planned.run.run_id,
                 rows_offline=sum(shard.rows_offline for shard in shards),
                 rows_online=sum(shard.rows_online for shard in shards),
-                created_until=max(_utc(shard.created_until) for shard in shards),
+                created_until=_created_until(planned, job),
             )
         return failure
 
-    def _compute(self, group: Sequence[PlannedView], job: Job, held: Sequence[HeldLock]) -> None:
+    def _compute(self, group: Sequence[PlannedView], job: Job, guard: Callable[[], None]) -> None:
         with quiet_beam():
             from feast_anchor.transforms.pipeline import run_job  # Beam is slow to import
-
-        def guard() -> None:
-            for lock in held:
-                lock.check()
 
         views = tuple(planned.view for planned in group)
         online = FeastOnlineWriterFactory(self.config, views, self.settings.retry_seconds)
@@ -171,8 +174,13 @@ def _attempt(work: Callable[[], None]) -> BaseException | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what a worker raised; Beam appends where in the pipeline it was."""
+    """The first line of what a worker raised; Beam appends where in the pipeline it was.
+
+    From another process it comes as a traceback, whose last line it is.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        lines = lines[-1:]
     return f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"
 
 
@@ -180,6 +188,10 @@ def _created_after(catalog: Catalog, group: Sequence[PlannedView]) -> int:
     """The newest created_timestamp that these views' rows carry already; a clock may go back."""
     known = [catalog.newest_created(planned.project, planned.run.view) for planned in group]
     return max((micros(moment) for moment in known if moment is not None), default=0)
+
+
+def _created_until(planned: PlannedView, job: Job) -> datetime:
+    return max(_utc(shard.created_until) for shard in _finished_shards(planned, job))
 
 
 def _finished_shards(planned: PlannedView, job: Job) -> list[ShardManifest]:

@@ -18,6 +18,7 @@ from feast.data_format import ParquetFormat
 from feast_anchor.onnx_export.errors import SpaceError
 from feast_anchor.transforms.files import replace_file
 from feast_anchor.transforms.job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ViewRun
+from feast_anchor.transforms.manifests import part_rows
 
 from .catalog import Catalog, SpaceRecord
 from .spec import ViewSpec
@@ -62,12 +63,13 @@ def prepare_sink(view: str, folder: Path, schema: pa.Schema) -> None:
         SpaceError: the folder holds rows of other fields or other embedding spaces.
     """
     empty = folder / EMPTY_RUN / "part-00000.parquet"
-    older = [part.parent for part in first_parts(folder) if part != empty]
-    grown = [run for run in older if check_part(view, schema, next(_parts(run)))]
+    older = [part for part in first_parts(folder) if part != empty]
+    grown = [part.parent for part in older if check_part(view, schema, part)]
     for run in grown:
         for part in reversed([*_parts(run)]):  # the first part last: it is the one that is asked
             _add_fields(part, schema)
-    replace_file(empty, lambda path: pq.write_table(schema.empty_table(), path))
+    if part_rows(empty) is None or not pq.read_schema(empty).equals(schema, check_metadata=True):
+        replace_file(empty, lambda path: pq.write_table(schema.empty_table(), path))
 
 
 def check_catalogue(catalog: Catalog, project: str, run: ViewRun) -> None:
@@ -160,7 +162,8 @@ def spaces_of(schema: pa.Schema) -> dict[str, str]:
 
 
 def _parts(run: Path) -> Iterator[Path]:
-    return iter(sorted(run.glob("part-*.parquet")))
+    """The whole parts of a run; one that was cut short is for its run to make again."""
+    return (part for part in sorted(run.glob("part-*.parquet")) if part_rows(part) is not None)
 
 
 def _add_fields(part: Path, schema: pa.Schema) -> None:

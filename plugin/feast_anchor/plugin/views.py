@@ -228,9 +228,9 @@ def period(given: str | timedelta) -> timedelta:
     if isinstance(length, str):
         match = _PERIOD.fullmatch(length)
         if match is None:
-            raise SpecError(f"snapshots={given!r}, expected days or hours such as '7d' or '12h'")
+            raise SpecError(f"{given!r} is no period; expected days or hours such as '7d' or '12h'")
         size, unit = int(match[1]), match[2]
         length = timedelta(days=size) if unit == "d" else timedelta(hours=size)
     if length <= timedelta(0):
-        raise SpecError(f"snapshots={given!r}, expected a positive period such as '7d'")
+        raise SpecError(f"{given!r} is no period; expected a positive one such as '7d'")
     return length

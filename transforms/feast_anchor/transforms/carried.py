@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from .digests import load_digests
 from .histories import History
 from .job import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ViewRun
-from .manifests import digest_path, finished_part
+from .manifests import digest_path, finished, finished_part
 from .sinks import newest_per_user
 
 _STAMP = pa.timestamp("us", tz="UTC")
@@ -34,6 +34,8 @@ def unchanged_users(run: ViewRun, shard: int, digests: Mapping[str, bytes]) -> d
     if run.earlier is None or run.unchanged == "recompute":
         return {}
     earlier = run.other(run.earlier)
+    if finished(earlier, shard) is None:  # its rows are gone, so nobody can keep them
+        return {}
     before = load_digests(digest_path(earlier, shard))
     same = {user: one for user, one in digests.items() if before.get(user) == one}
     if run.unchanged == "restamp" and same:

@@ -42,10 +42,11 @@ def save_digests(path: Path, digests: Mapping[str, bytes]) -> None:
 
 
 def load_digests(path: Path) -> dict[str, bytes]:
-    """The digests of one shard; none if there is no such file, and then everybody is computed."""
-    if not path.is_file():
+    """The digests of one shard; none if there is no whole file, and then everybody is computed."""
+    try:
+        table = pq.read_table(path, schema=SCHEMA)
+    except (FileNotFoundError, pa.ArrowInvalid):  # invalid: somebody cut it short
         return {}
-    table = pq.read_table(path, schema=SCHEMA)
     return dict(
         zip(table.column("user").to_pylist(), table.column("digest").to_pylist(), strict=True)
     )

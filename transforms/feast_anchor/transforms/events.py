@@ -7,7 +7,7 @@ table (a missing column, a naive timestamp) are found from its schema, before an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -135,8 +135,13 @@ def read_tasks(sources: tuple[EventSource, ...], before: int) -> list[ReadTask]:
     return tasks
 
 
-def read(source: EventSource, task: ReadTask) -> Iterator[pa.Table]:
+def read(
+    source: EventSource, task: ReadTask, only: Callable[[pa.Array], pa.Array] | None = None
+) -> Iterator[pa.Table]:
     """Stream one task as tables of `ROW_SCHEMA`, a bounded number of rows at a time.
+
+    Args:
+        only: given the keys of some rows as strings, which rows to read (bool); else all.
 
     Raises `SourceError` when the table is no longer what was planned.
     """
@@ -144,7 +149,20 @@ def read(source: EventSource, task: ReadTask) -> Iterator[pa.Table]:
     with _named(source):
         for batch in task.piece.batches(tuple(dict.fromkeys(names.values()))):
             table = pa.table({name: batch.column(stored) for name, stored in names.items()})
+            if only is not None:
+                table = table.filter(only(pc.cast(table.column(source.key), pa.string())))
             yield canonical(source, table)
+
+
+def read_keys(source: EventSource, task: ReadTask) -> Iterator[pa.Array]:
+    """The distinct keys of each batch of a task, as strings; null among them where rows have none.
+
+    Much quicker than `read`: no other column is touched.
+    """
+    stored = source.columns[source.key]
+    with _named(source):
+        for batch in task.piece.batches((stored,)):
+            yield pc.cast(pc.unique(batch.column(stored)), pa.string())
 
 
 def canonical(source: EventSource, table: pa.Table) -> pa.Table:

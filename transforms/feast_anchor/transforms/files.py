@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that its name only ever shows the whole of it."""
+def replace_file(path: Path, write: Callable[[Path], Any], last: bool = True) -> None:
+    """Write a file so that its name only ever shows the whole of it.
+
+    Args:
+        last: False if a power cut may take the name away again: because another file of the
+            folder follows at once and syncs both, or because a missing file is made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -19,7 +24,8 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if last:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -38,6 +38,7 @@ def beating(folder: str | None, element: str) -> Iterator[None]:
     if not Path(folder).is_dir():
         raise RunError(f"{element}: {folder!r} is not there: its driver is gone, or on other disks")
     path = Path(folder) / f"{element}-{uuid4().hex}"
+    path.write_text("0", "utf-8")  # before any work: a worker killed early is missed too
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(path, stop), daemon=True)
     thread.start()
@@ -51,16 +52,14 @@ def beating(folder: str | None, element: str) -> Iterator[None]:
 
 def _beat(path: Path, stop: threading.Event) -> None:
     count = 0
-    while True:
+    while not stop.wait(BEAT_SECONDS):
+        count += 1
         try:
             path.write_text(str(count), "utf-8")
         except FileNotFoundError:
             if _driving:  # this worker is a thread of its driver
                 return
             os._exit(1)
-        count += 1
-        if stop.wait(BEAT_SECONDS):
-            return
 
 
 _driving = False  # whether this process watches others
@@ -105,12 +104,14 @@ class Watch:
             if self._seen.get(name, ("", 0.0))[0] != beat:
                 self._seen[name] = (beat, now)
         self._seen = {name: self._seen[name] for name in beats}
-        silent = [name for name, (_, since) in self._seen.items() if now - since > self.dead_seconds]
+        silent = [
+            name for name, (_, since) in self._seen.items() if now - since > self.dead_seconds
+        ]
         if silent:
             elements = ", ".join(sorted(name.rpartition("-")[0] for name in silent))
-            return f"a worker died: no sign of life for {self.dead_seconds:.0f} s from {elements}"
+            return f"a worker died: no sign of life for {self.dead_seconds:g} s from {elements}"
         if not beats and now - self._moved > self.idle_seconds:
-            return f"no worker has been at work for {self.idle_seconds:.0f} s"
+            return f"no worker has been at work for {self.idle_seconds:g} s"
         return None
 
     def _beats(self) -> dict[str, str]:

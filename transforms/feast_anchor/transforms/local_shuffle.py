@@ -39,6 +39,7 @@ class Shuffled:
 
     rows: int
     rejected: int  # rows that cannot be used, with their reason in them
+    sizes: tuple[int, ...]  # bytes of each shard's file; 0 for one without rows
 
 
 def shuffle(
@@ -53,7 +54,7 @@ def shuffle(
     Args:
         report: told now and then how many rows have been read.
     """
-    done = _complete(folder)
+    done = _complete(folder, shards)
     if done is not None:
         return done
     shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +63,7 @@ def shuffle(
     with _Shards(folder, shards, report) as files, ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda task: files.add_all(read(sources[task.source], task)), tasks):
             pass
-    found = Shuffled(files.rows, files.rejected)
+    found = Shuffled(files.rows, files.rejected, _sizes(folder, shards))
     replace_file(folder / "rows.json", lambda path: path.write_text(json.dumps(asdict(found))))
     return found
 
@@ -99,11 +100,22 @@ def _path(folder: Path, shard: int) -> Path:
     return folder / f"events-{shard:05d}.arrow"
 
 
-def _complete(folder: Path) -> Shuffled | None:
+def _complete(folder: Path, shards: int) -> Shuffled | None:
+    """What a complete shuffle noted; None if there is none, or if a file is not as it was then.
+
+    An Arrow stream that was cut between two tables reads without an error, hence the sizes.
+    """
     try:
-        return Shuffled(**json.loads((folder / "rows.json").read_text("utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        noted = json.loads((folder / "rows.json").read_text("utf-8"))
+        found = Shuffled(**{**noted, "sizes": tuple(noted["sizes"])})
+    except (FileNotFoundError, ValueError, TypeError, LookupError):
         return None
+    return found if found.sizes == _sizes(folder, shards) else None
+
+
+def _sizes(folder: Path, shards: int) -> tuple[int, ...]:
+    paths = (_path(folder, shard) for shard in range(shards))
+    return tuple(path.stat().st_size if path.is_file() else 0 for path in paths)
 
 
 class _Shards:

@@ -22,9 +22,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .files import move_file, replace_file, sync_folder
 from .histories import Books
@@ -74,7 +78,7 @@ class ShardManifest:
         try:
             text = shard_path(folder, shard).read_text("utf-8")
             return cls(**json.loads(text))
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
     @property
@@ -105,31 +109,47 @@ def part_path(run: ViewRun, shard: int) -> Path:
 
 def staged_path(run: ViewRun, shard: int) -> Path:
     """Path of a shard's part before the run is published."""
-    return _staging(run) / f"part-{shard:05d}.parquet"
+    return staging_folder(run) / f"part-{shard:05d}.parquet"
 
 
 def finished_part(run: ViewRun, shard: int) -> Path | None:
-    """Where the part of a finished shard stands now; None if it is nowhere.
+    """Where the part of a finished shard stands now; None if it is nowhere, or was cut short.
 
     A staged part is the newer one: a shard is only computed again when its old part is gone.
     """
-    for path in (staged_path(run, shard), part_path(run, shard)):
-        if path.is_file():
-            return path
-    return None
+    return next((path for path, _ in _whole_parts(run, shard)), None)
 
 
 def finished(run: ViewRun, shard: int) -> ShardManifest | None:
-    """The manifest of a shard that is done and whose part is there, else None."""
+    """The manifest of a shard that is done and whose part is there with all its rows, else None."""
     manifest = ShardManifest.load(run.state_folder, shard)
-    return None if finished_part(run, shard) is None else manifest
+    if manifest is None:
+        return None
+    rows = next((rows for _, rows in _whole_parts(run, shard)), None)
+    return manifest if rows == manifest.rows_offline else None
+
+
+def part_rows(path: Path) -> int | None:
+    """How many rows a part has; None if it is not there, or is no whole Parquet file.
+
+    No part of ours is ever seen half written, but copy tools and broken disks cut files short.
+    What Parquet says about itself stands at its end, so a few kilobytes tell.
+    """
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
 
 
 def publish(run: ViewRun) -> None:
     """Move all staged parts of a run into the view's sink; nothing to do if none is left."""
-    staging, target = _staging(run), _published(run)
-    if not staging.is_dir():
-        return
+    staging, target = staging_folder(run), _published(run)
+    if staging.is_dir():
+        _move_parts(staging, target)
+    _remove_if_empty(staging.parent)  # also what an attempt left that was killed just before this
+
+
+def _move_parts(staging: Path, target: Path) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # another file system: one file after the other
@@ -138,8 +158,8 @@ def publish(run: ViewRun) -> None:
         for part in sorted(staging.glob("part-*.parquet")):
             move_file(part, target / part.name)
         shutil.rmtree(staging)
+    sync_folder(target)  # the parts' names, which nothing has synced before
     sync_folder(target.parent)
-    _remove_if_empty(staging.parent)
 
 
 def discard(run: ViewRun, shards: int) -> None:
@@ -148,23 +168,34 @@ def discard(run: ViewRun, shards: int) -> None:
         if staged_path(run, shard).is_file():
             shard_path(run.state_folder, shard).unlink(missing_ok=True)
             staged_path(run, shard).unlink(missing_ok=True)
-    shutil.rmtree(_staging(run), ignore_errors=True)
-    _remove_if_empty(_staging(run).parent)
+    shutil.rmtree(staging_folder(run), ignore_errors=True)
+    _remove_if_empty(staging_folder(run).parent)
 
 
 def clear_temporaries(run: ViewRun) -> None:
-    """Remove what a killed attempt of this run was amid writing. Call before any worker starts."""
-    for folder in (run.state_folder, _staging(run), _published(run)):
+    """Remove what a killed attempt was amid writing. Call before any worker starts.
+
+    All runs in the sink are looked at: a killed attempt may have made older parts ready to be
+    joined with its own.
+    """
+    for folder in (run.state_folder, staging_folder(run), *Path(run.sink).glob("run-*")):
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+
+
+def _whole_parts(run: ViewRun, shard: int) -> Iterator[tuple[Path, int]]:
+    for path in (staged_path(run, shard), part_path(run, shard)):
+        rows = part_rows(path)
+        if rows is not None:
+            yield path, rows
 
 
 def _published(run: ViewRun) -> Path:
     return Path(run.sink) / f"run-{run.run_id}"
 
 
-def _staging(run: ViewRun) -> Path:
-    # Beside the sink, not in it: whatever stands in it can be joined.
+def staging_folder(run: ViewRun) -> Path:
+    """Where a run's parts wait: beside the sink, because whatever stands in it can be joined."""
     return Path(f"{run.sink}.staging") / f"run-{run.run_id}"
 
 

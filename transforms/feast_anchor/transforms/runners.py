@@ -61,6 +61,13 @@ def pipeline_options(runner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **options}
 
 
+def workers_of(options: Mapping[str, Any]) -> int:
+    """Processes on this machine that share a job."""
+    if options.get("direct_running_mode") != "multi_processing":
+        return 1
+    return int(options.get("direct_num_workers") or 0) or os.cpu_count() or 1
+
+
 def threads_of(threads: int | None, runner: str, options: Mapping[str, Any]) -> int | None:
     """Scoring threads per worker: cores are divided between the processes on this machine.
 
@@ -68,7 +75,6 @@ def threads_of(threads: int | None, runner: str, options: Mapping[str, Any]) -> 
     """
     if threads is None and runner in _DASK:
         return 1
-    if threads is not None or options.get("direct_running_mode") != "multi_processing":
+    if threads is not None or workers_of(options) == 1:
         return threads
-    workers = int(options.get("direct_num_workers") or 0) or os.cpu_count() or 1
-    return max(1, (os.cpu_count() or 1) // workers)
+    return max(1, (os.cpu_count() or 1) // workers_of(options))

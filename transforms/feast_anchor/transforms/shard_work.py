@@ -93,7 +93,7 @@ class ShardWork:
         embedded = {one.user for one in own} | set(kept)
         digests = {user: scored.digests[user] for user in scored.digests if user in embedded}
         path = manifests.digest_path(run, scored.shard)
-        replace_file(path, lambda temporary: save_digests(temporary, digests))
+        replace_file(path, lambda temporary: save_digests(temporary, digests), last=False)
         manifests.ShardManifest(
             run_id=run.run_id,
             view=run.view,

@@ -7,10 +7,16 @@ a resumed run finds its finished shards by number: so MD5, never Python's or Duc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+
+_NOBODY = bytes(8)
 
 
 def shard_of(user: str | None, shards: int) -> int:
@@ -18,10 +24,14 @@ def shard_of(user: str | None, shards: int) -> int:
 
     Rows without a key go to shard 0. Equals DuckDB's `md5_number_lower(user) % shards`.
     """
-    if user is None:
-        return 0
-    digest = hashlib.md5(user.encode(), usedforsecurity=False).digest()
-    return int.from_bytes(digest[8:], "little") % shards
+    return int(hashes([user])[0]) % shards
+
+
+def hashes(users: Sequence[str | None]) -> Hashes:
+    """The upper 8 bytes of MD5(user), little endian, of every user; 0 of None: uint64 [N]."""
+    md5 = partial(hashlib.md5, usedforsecurity=False)
+    found = [_NOBODY if user is None else md5(user.encode()).digest()[8:] for user in users]
+    return np.frombuffer(b"".join(found), dtype="<u8")
 
 
 def partition(table: pa.Table, shards: int) -> Iterator[tuple[int, pa.Table]]:
@@ -29,8 +39,9 @@ def partition(table: pa.Table, shards: int) -> Iterator[tuple[int, pa.Table]]:
     if table.num_rows == 0:
         return
     encoded = table.column("user").combine_chunks().dictionary_encode(null_encoding="encode")
-    of_user = np.array([shard_of(user, shards) for user in encoded.dictionary.to_pylist()])
-    shard = of_user[encoded.indices.to_numpy(zero_copy_only=False)]
+    of_user = hashes(encoded.dictionary.to_pylist()) % np.uint64(shards)
+    # 16 bits hold every shard, and NumPy sorts 16 bits by radix: ten times as fast as 64.
+    shard = of_user.astype(np.uint16)[encoded.indices.to_numpy(zero_copy_only=False)]
     order = np.argsort(shard, kind="stable")
     found, starts = np.unique(shard[order], return_index=True)
     grouped = table.take(pa.array(order))

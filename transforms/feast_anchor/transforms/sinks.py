@@ -127,24 +127,17 @@ def newest_per_user(run: ViewRun, rows: pa.Table) -> pa.Table:
     """The row of each user's newest as-of: what the online store serves."""
     if rows.num_rows == 0:
         return rows
-    newest = rows.group_by(run.key).aggregate([(EVENT_TIMESTAMP, "max")])
-    wanted = dict(
-        zip(
-            newest.column(run.key).to_pylist(),
-            newest.column(f"{EVENT_TIMESTAMP}_max").to_pylist(),
-            strict=True,
-        )
-    )
-    pairs = zip(
-        rows.column(run.key).to_pylist(), rows.column(EVENT_TIMESTAMP).to_pylist(), strict=True
-    )
-    return rows.filter(pa.array([wanted[user] == moment for user, moment in pairs]))
+    users = rows.column(run.key).combine_chunks().dictionary_encode().indices.to_numpy()
+    moments = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
+    order = np.lexsort((moments, users))
+    last = np.append(np.diff(users[order]) != 0, True)  # of each user
+    return rows.take(pa.array(np.sort(order[last])))
 
 
 def write_part(run: ViewRun, shard: int, rows: pa.Table) -> Path:
     """Write a shard's offline part where it waits to be published, and return its path."""
     path = staged_path(run, shard)
-    replace_file(path, lambda p: pq.write_table(rows, p, compression="zstd"))
+    replace_file(path, lambda p: pq.write_table(rows, p, compression="zstd"), last=False)
     return path
 
 
@@ -177,7 +170,7 @@ def write_dead_letters(
     )
     path = dead_letter_path(run, shard)
     letters = pa.concat_tables([of_events, of_users, of_labels])
-    replace_file(path, lambda p: pq.write_table(letters, p))
+    replace_file(path, lambda p: pq.write_table(letters, p), last=False)
     return path
 
 

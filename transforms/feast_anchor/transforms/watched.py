@@ -1,8 +1,8 @@
 """Beam pipelines that come to an end: a dead worker fails the run and never leaves it waiting.
 
-    FnApiRunner, multi_processing   we start the workers and see them end: at once
-    PortableRunner                  signs of life, which workers leave: within half a minute
-    DaskRunner, Flink, Spark ...    give a dead worker's elements to another, or fail by themselves
+Local worker processes are ours, and we see them end. PortableRunner's leave signs of life that go
+missing within half a minute. Dask, Flink and Spark give a dead worker's elements to another, or
+fail by themselves.
 """
 
 # No `from __future__ import annotations` here: Beam reads annotations of what it is given.
@@ -29,7 +29,7 @@ _UNWIND_SECONDS = 15.0  # for Beam's own threads to see that the job is over
 _RESUME = "Finished shards are kept: run the same command again to resume"
 
 
-class WatchedPipeline(beam.Pipeline):  # type: ignore[misc]
+class WatchedPipeline(beam.Pipeline):
     """A pipeline whose `run` returns when it is done and leaves nothing behind.
 
     Args:
@@ -53,10 +53,13 @@ class WatchedPipeline(beam.Pipeline):  # type: ignore[misc]
             if client is not None:  # of Dask, with the cluster that it may have started
                 until.callback(client.close)
             _wait(result, watch)
-        return _Done(PipelineState.DONE)
+        return _Done()
 
 
-class _Done(PipelineResult):  # type: ignore[misc]
+class _Done(PipelineResult):
+    def __init__(self) -> None:
+        super().__init__(PipelineState.DONE)  # type: ignore[no-untyped-call]
+
     def wait_until_finish(self, duration: int | None = None) -> str:
         return str(self._state)
 

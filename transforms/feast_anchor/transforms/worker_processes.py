@@ -30,11 +30,11 @@ from apache_beam.portability.api import (
     endpoints_pb2,
 )
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
-    LOGENTRY_TO_LOG_LEVEL_MAP,
     GrpcServer,
     GrpcWorkerHandler,
     WorkerHandler,
 )
+from apache_beam.runners.worker.log_handler import LOGENTRY_TO_LOG_LEVEL_MAP
 from apache_beam.utils import thread_pool_executor
 from google.protobuf import text_format
 
@@ -72,7 +72,7 @@ class _Crew:
 _crews: WeakKeyDictionary[GrpcServer, _Crew] = WeakKeyDictionary()
 
 
-class _Logging(beam_fn_api_pb2_grpc.BeamFnLoggingServicer):  # type: ignore[misc]
+class _Logging(beam_fn_api_pb2_grpc.BeamFnLoggingServicer):
     """Warnings of a worker, as the driver's own."""
 
     def Logging(self, bundles: Iterable[Any], context: Any = None) -> Iterable[Any]:
@@ -106,7 +106,7 @@ class WatchedWorker(GrpcWorkerHandler):
             "CONTROL_API_SERVICE_DESCRIPTOR": _service(self.control_address),
             "LOGGING_API_SERVICE_DESCRIPTOR": _service(f"localhost:{port}"),
         }
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603, the command is ours
             _COMMAND, stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, env=environment
         )
         self._crew.add(self)

@@ -44,11 +44,19 @@ def upgrade(engine: Engine, shown: str) -> None:
 
     Raises CatalogError when the schema is newer than this package.
     """
-    with engine.connect() as connection:
-        if _at_head(connection, shown):
-            return
+    if is_current(engine, shown):
+        return
     with _ONE_THREAD, writing(engine).begin() as connection:
         migrate(connection, shown)
+
+
+def is_current(engine: Engine, shown: str) -> bool:
+    """Whether the tables are there as this package knows them; only reads.
+
+    Raises CatalogError when the schema is newer than this package.
+    """
+    with engine.connect() as connection:
+        return _at_head(connection, shown)
 
 
 def migrate(connection: Connection, shown: str) -> None:
