@@ -183,6 +183,17 @@ def test_the_table_holds_what_the_parquet_sink_holds(
     assert served == online_rows(wanted, USERS)
 
 
+@pytest.mark.slow
+def test_workers_in_other_processes_write_the_table(
+    tmp_path: Path, shop_bundle: Path, server: PostgresServer, table: str, parquet: Path
+) -> None:
+    """Each connects by itself, from what it was sent."""
+    options = {"direct_running_mode": "multi_processing", "direct_num_workers": 2}
+    with table_store(tmp_path, shop_bundle, server, table, options=options) as store:
+        store.materialize(START, END)
+    assert same_bits(rows_of(server, table), offline_rows(parquet))
+
+
 def test_a_window_again_changes_nothing_and_another_adds(
     tmp_path: Path, shop_bundle: Path, server: PostgresServer, table: str, parquet: Path
 ) -> None:

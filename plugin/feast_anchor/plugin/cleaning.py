@@ -63,8 +63,9 @@ def _over(runs: Sequence[RunSummary], older_than: timedelta) -> list[RunSummary]
 
 
 def _views(store: FeatureStore, state: Path) -> dict[tuple[str, str], ViewRun]:
+    project = store.project
     ours = [view for view in store.list_feature_views() if is_ours(view)]
-    return {(store.project, view.name): view_run(view, state, "none") for view in ours}
+    return {(project, view.name): view_run(view, project, state, "none") for view in ours}
 
 
 def _leftovers(run: RunSummary, state: Path, view: ViewRun | None) -> Iterator[Leftover]:
