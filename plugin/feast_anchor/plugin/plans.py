@@ -108,12 +108,12 @@ def _costs(one: Estimate) -> Iterator[tuple[str, str, str]]:
     cores = f"{one.workers} × {one.threads} threads, on a machine like this one"
     for stage, seconds in one.seconds.items():
         if stage != "online write":
-            yield stage, clock(seconds), cores if stage == "score" else ""
-    yield "in all, offline", clock(one.offline_seconds), "feast-anchor backfill"
+            yield stage, _time(seconds), cores if stage == "score" else ""
+    yield "in all, offline", _time(one.offline_seconds), "feast-anchor backfill"
     if one.rows_online:
         online = one.seconds["online write"]
-        yield "online write", clock(online), f"{one.rows_online:,} rows"
-        yield "in all", clock(one.offline_seconds + online), "feast materialize"
+        yield "online write", _time(online), f"{one.rows_online:,} rows"
+        yield "in all", _time(one.offline_seconds + online), "feast materialize"
     yield "on disk", _bytes(one.sink_bytes), "in the sink"
     yield "for the time of the run", _bytes(one.scratch_bytes), "beside the run's state"
     yield "memory", _bytes(one.memory_bytes), "peak of a worker"
@@ -121,6 +121,10 @@ def _costs(one: Estimate) -> Iterator[tuple[str, str, str]]:
 
 def _listed(events: dict[str, int]) -> str:
     return ", ".join(f"{name} {rows:,}" for name, rows in events.items())
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else clock(seconds)
 
 
 def _bytes(number: float) -> str:

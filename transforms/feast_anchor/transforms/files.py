@@ -14,7 +14,8 @@ def replace_file(path: Path, write: Callable[[Path], Any], last: bool = True) ->
     """Write a file so that its name only ever shows the whole of it.
 
     Args:
-        last: False if another file of the same folder follows at once: it is synced with that one.
+        last: False if a power cut may take the name away again: because another file of the
+            folder follows at once and syncs both, or because a missing file is made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

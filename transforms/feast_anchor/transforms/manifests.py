@@ -156,6 +156,7 @@ def _move_parts(staging: Path, target: Path) -> None:
         for part in sorted(staging.glob("part-*.parquet")):
             move_file(part, target / part.name)
         shutil.rmtree(staging)
+    sync_folder(target)  # the parts' names, which nothing has synced before
     sync_folder(target.parent)
 
 

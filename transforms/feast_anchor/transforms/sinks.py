@@ -93,7 +93,7 @@ def newest_per_user(run: ViewRun, rows: pa.Table) -> pa.Table:
 def write_part(run: ViewRun, shard: int, rows: pa.Table) -> Path:
     """Write a shard's offline part where it waits to be published, and return its path."""
     path = staged_path(run, shard)
-    replace_file(path, lambda p: pq.write_table(rows, p, compression="zstd"))
+    replace_file(path, lambda p: pq.write_table(rows, p, compression="zstd"), last=False)
     return path
 
 
