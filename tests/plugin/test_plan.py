@@ -16,7 +16,7 @@ from feast_anchor.onnx_export.errors import SourceError, SpaceError, SpecError
 from feast_anchor.plugin.backfill import Request, backfill
 from feast_anchor.plugin.catalog_records import RunSummary
 from feast_anchor.plugin.cli import app
-from feast_anchor.plugin.estimating import Estimate
+from feast_anchor.plugin.estimates import Estimate
 from feast_anchor.plugin.plans import plan_runs
 from feast_anchor.plugin.repo import Repo
 from shop import (

@@ -40,6 +40,7 @@ from feast_anchor.transforms.trial import (
 from .carry_over import carried_over
 from .catalog import Catalog
 from .config import EngineConfig
+from .estimates import Estimate
 from .online import write_seconds
 from .planning import PlannedView, job_of
 from .spaces import check_catalogue, check_part, first_parts
@@ -53,41 +54,6 @@ _ONLINE_ROWS = 500  # one batch
 # What a shard's rows and vectors take beside themselves while it is worked on: the sorted copy,
 # NumPy's arrays and texts of the rows; the table and the encoder's buffers of the vectors.
 _ROW_COPIES, _VECTOR_COPIES = 4, 3
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What one pass over the events, for one or more views, would do. Bytes, seconds, rows.
-
-    Counts named in `estimated` are scaled up from the sample; the others are exact.
-    """
-
-    views: tuple[str, ...]
-    run_ids: tuple[str, ...]
-    events: dict[str, int]  # rows by modality
-    events_rejected: int
-    users: int
-    users_embedded: int
-    as_of_times: int  # of a window; with labels, of all labels
-    rows: int  # of every view
-    vectors: int  # of all views
-    rows_online: int  # of all views
-    shards: int
-    shards_done: int  # of all views: finished by an earlier attempt
-    taken_over: tuple[str, ...]  # what is there from earlier runs, in words
-    workers: int
-    threads: int  # of every worker
-    sampled_users: int
-    estimated: tuple[str, ...]
-    seconds: dict[str, float]  # by stage
-    sink_bytes: int
-    scratch_bytes: int  # of the shuffle, until the run has succeeded
-    memory_bytes: int  # peak of a worker
-
-    @property
-    def offline_seconds(self) -> float:
-        """The whole run but for the online store."""
-        return sum(self.seconds.values()) - self.seconds["online write"]
 
 
 def estimate(

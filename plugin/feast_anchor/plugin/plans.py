@@ -15,7 +15,8 @@ from rich.table import Table
 
 from .backfill import Request
 from .backfill import wanted as wanted_of_backfill
-from .estimating import Estimate, estimate
+from .estimates import Estimate
+from .estimating import estimate
 from .planning import PlannedView, Wanted, group_jobs
 from .progress import clock
 from .repo import Repo, scenario_views
