@@ -23,6 +23,8 @@ from feast.types import Float64, String
 
 from feast_anchor.onnx_export.manifest import ModalitySpec
 from feast_anchor.plugin import Modality, Scenario, scenario_view
+from feast_anchor.plugin.config import parse_config
+from feast_anchor.plugin.repo import Repo
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import ShardHistories, build_histories
 from feast_anchor.transforms.scoring import Question
@@ -233,6 +235,17 @@ def shop_store(
     raw = {m.view.name: m.view for m in modalities(repo / "tables")}
     store.apply([entity(), *raw.values(), *declared])
     yield store
+
+
+def repo_of(store: FeatureStore) -> Repo:
+    """The repo as our commands see it; its settings stand in the store, not in a file."""
+
+    class InMemory(Repo):
+        def store(self) -> FeatureStore:
+            return store
+
+    folder = Path(str(store.config.repo_path))
+    return InMemory(folder, parse_config(store.config.batch_engine_config))
 
 
 def offline_rows(repo: Path, view: str = "taste_v1") -> pd.DataFrame:

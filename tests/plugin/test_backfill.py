@@ -19,9 +19,7 @@ from feast_anchor.onnx_export.errors import SourceError, SpecError
 from feast_anchor.plugin.backfill import Request, backfill, read_labels
 from feast_anchor.plugin.catalog import Catalog, RunSummary
 from feast_anchor.plugin.cli import app
-from feast_anchor.plugin.config import parse_config
-from feast_anchor.plugin.repo import Repo
-from shop import END, START, offline_rows, online_rows, shop_store
+from shop import END, START, offline_rows, online_rows, repo_of, shop_store
 
 STAMP = pa.timestamp("us", tz="UTC")
 USERS = [f"u{n}" for n in range(20)]
@@ -32,17 +30,6 @@ def store(tmp_path: Path, shop_bundle: Path) -> Iterator[FeatureStore]:
     """An applied store over the shop's tables, nothing computed yet."""
     with shop_store(tmp_path, shop_bundle) as applied:
         yield applied
-
-
-def repo_of(store: FeatureStore, **settings: object) -> Repo:
-    """The repo as the commands see it; its settings stand in the store, not in a file."""
-
-    class InMemory(Repo):
-        def store(self) -> FeatureStore:
-            return store
-
-    block = {**store.config.batch_engine_config, **settings}
-    return InMemory(Path(str(store.config.repo_path)), parse_config(block))
 
 
 def write_labels(path: Path, rows: list[tuple[str | None, datetime | None]]) -> Path:

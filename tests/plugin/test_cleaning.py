@@ -10,23 +10,10 @@ from feast import FeatureStore
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.plugin.catalog import Catalog
 from feast_anchor.plugin.cleaning import clean
-from feast_anchor.plugin.config import parse_config
-from feast_anchor.plugin.repo import Repo
 from feast_anchor.transforms import shard_work
-from shop import END, START, offline_rows, shop_store
+from shop import END, START, offline_rows, repo_of, shop_store
 
 NOW = timedelta(0)
-
-
-def repo_of(store: FeatureStore) -> Repo:
-    """The repo as the commands see it; its settings stand in the store, not in a file."""
-
-    class InMemory(Repo):
-        def store(self) -> FeatureStore:
-            return store
-
-    folder = Path(str(store.config.repo_path))
-    return InMemory(folder, parse_config(store.config.batch_engine_config))
 
 
 def fail(store: FeatureStore, patch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,6 @@ from psycopg import sql
 from feast_anchor.onnx_export.errors import RunError, SpaceError, SpecError
 from feast_anchor.plugin import SqlSource, table_writer
 from feast_anchor.plugin.backfill import Request, backfill
-from feast_anchor.plugin.config import parse_config
-from feast_anchor.plugin.repo import Repo
 from feast_anchor.plugin.sink_schema import prepare_table
 from feast_anchor.plugin.table_writer import PostgresWriterFactory
 from feast_anchor.transforms import books
@@ -46,6 +44,7 @@ from shop import (
     config,
     offline_rows,
     online_rows,
+    repo_of,
     shop_store,
     shop_view,
 )
@@ -118,17 +117,6 @@ def table_store(
     views, store = views_into(table), offline(server)
     with shop_store(repo, bundle, views=views, offline=store, **settings) as applied:
         yield applied
-
-
-def repo_of(store: FeatureStore) -> Repo:
-    """The repo as the commands see it; its settings stand in the store, not in a file."""
-
-    class InMemory(Repo):
-        def store(self) -> FeatureStore:
-            return store
-
-    block = store.config.batch_engine_config
-    return InMemory(Path(str(store.config.repo_path)), parse_config(block))
 
 
 def rows_of(server: PostgresServer, table: str, created: bool = False) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,36 +13,45 @@ from rich.table import Table
 
 from feast_anchor.onnx_export.errors import SpecError
 
-from .console import RepoOption, console, readable_errors
+from .console import RepoOption, console, print_error, readable_errors
 from .repo import Repo
+
+if TYPE_CHECKING:
+    from .backfill import Request
 
 app = typer.Typer()
 
-WHEN = "UTC, such as 2017-09-01T00:00:00."
+_WHEN = "UTC, such as 2017-09-01T00:00:00."
+
+ViewsArgument = Annotated[
+    list[str] | None, typer.Argument(help="Scenario views; all of the repo by default.")
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Parquet file with the entity's join key and event_timestamp (with a time zone): "
+        "one vector exactly as of every row.",
+    ),
+]
+StartOption = Annotated[datetime | None, typer.Option(help=f"Start of the window, {_WHEN}")]
+EndOption = Annotated[datetime | None, typer.Option(help=f"End of the window, {_WHEN}")]
+SnapshotsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How far apart the as-of times lie, as 7d or 12h; the view's own by default."
+    ),
+]
 
 
 @app.command()
 def backfill(
-    views: Annotated[
-        list[str] | None, typer.Argument(help="Scenario views; all of the repo by default.")
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Parquet file with the entity's join key and event_timestamp (with a time zone): "
-            "one vector exactly as of every row.",
-        ),
-    ] = None,
-    start: Annotated[datetime | None, typer.Option(help=f"Start of the window, {WHEN}")] = None,
-    end: Annotated[datetime | None, typer.Option(help=f"End of the window, {WHEN}")] = None,
-    snapshots: Annotated[
-        str | None,
-        typer.Option(
-            help="How far apart the as-of times lie, as 7d or 12h; the view's own by default."
-        ),
-    ] = None,
+    views: ViewsArgument = None,
+    labels: LabelsOption = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    snapshots: SnapshotsOption = None,
     repo: RepoOption = Path("."),
 ) -> None:
     """Compute vectors of the past for the offline store, for training sets.
@@ -57,40 +66,27 @@ def backfill(
         feast-anchor backfill shopper_v1 --snapshots 7d --start 2017-01-01 --end 2017-09-01
     """
     with readable_errors():
-        from .backfill import Request
         from .backfill import backfill as run_backfill
-        from .views import period
 
-        request = Request(
-            labels,
-            None if start is None else _utc(start),
-            None if end is None else _utc(end),
-            None if snapshots is None else period(snapshots),
-        )
+        request = _request(labels, start, end, snapshots)
         outcomes = run_backfill(Repo.open(repo), views or [], request)
-        failed = [outcome for outcome in outcomes if outcome.failure is not None]
+        failures = [one.failure for one in outcomes if one.failure is not None]
         for outcome in outcomes:
             if outcome.failure is None:
                 console.print(f"Run {outcome.run_id} succeeded.", highlight=False)
-        for outcome in failed:
-            assert outcome.failure is not None
-            raise outcome.failure
+        for failure in failures[1:]:
+            print_error(failure)
+        if failures:
+            raise failures[0]
 
 
 @app.command()
 def plan(
-    views: Annotated[
-        list[str] | None, typer.Argument(help="Scenario views; all of the repo by default.")
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="As of `feast-anchor backfill`."),
-    ] = None,
-    start: Annotated[datetime | None, typer.Option(help=f"Start of the window, {WHEN}")] = None,
-    end: Annotated[datetime | None, typer.Option(help=f"End of the window, {WHEN}")] = None,
-    snapshots: Annotated[
-        str | None, typer.Option(help="As of `feast-anchor backfill`; the view's own by default.")
-    ] = None,
+    views: ViewsArgument = None,
+    labels: LabelsOption = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    snapshots: SnapshotsOption = None,
     json: Annotated[bool, typer.Option("--json", help="For machines: a list of passes.")] = False,
     repo: RepoOption = Path("."),
 ) -> None:
@@ -104,16 +100,9 @@ def plan(
         feast-anchor plan shopper_v1 --labels labels.parquet --json
     """
     with readable_errors():
-        from .backfill import Request
         from .plans import as_json, plan_runs, tables
-        from .views import period
 
-        request = Request(
-            labels,
-            None if start is None else _utc(start),
-            None if end is None else _utc(end),
-            None if snapshots is None else period(snapshots),
-        )
+        request = _request(labels, start, end, snapshots)
         found = plan_runs(Repo.open(repo), views or [], request)
         if json:
             typer.echo(as_json(found))
@@ -128,7 +117,8 @@ def runs(
 ) -> None:
     """List the runs in the catalogue, newest first, with their counts and errors."""
     with readable_errors():
-        table = Table("run", "view", "until", "status", "try", "users", "rows", "dead", box=None)
+        names = ("run", "view", "kind", "until", "status", "try", "users", "rows", "dead")
+        table = Table(*names, box=None)
         table.columns[0].no_wrap = True
         errors = []
         with Repo.open(repo).catalog() as catalog:
@@ -136,6 +126,7 @@ def runs(
                 table.add_row(
                     run.run_id,
                     run.view,
+                    run.kind,
                     f"{run.window_end:%Y-%m-%d}",
                     run.status,
                     str(run.attempt),
@@ -193,6 +184,20 @@ def clean(
         done = "Found" if dry_run else "Removed"
         total = sum(one.size for one in found) / 1e6
         console.print(f"{done} {len(found)} folders, {total:,.1f} MB.", highlight=False)
+
+
+def _request(
+    labels: Path | None, start: datetime | None, end: datetime | None, snapshots: str | None
+) -> Request:
+    from .backfill import Request
+    from .views import period
+
+    return Request(
+        labels,
+        None if start is None else _utc(start),
+        None if end is None else _utc(end),
+        None if snapshots is None else period(snapshots),
+    )
 
 
 def _utc(moment: datetime) -> datetime:

@@ -24,6 +24,11 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except AnchorError as error:
-        text = f"[bold red]Error:[/] {escape(str(error))}"
-        Console(stderr=True, soft_wrap=True).print(text, highlight=False)
+        print_error(error)
         raise typer.Exit(1) from error
+
+
+def print_error(error: BaseException) -> None:
+    """Show an error's message on the standard error stream."""
+    text = f"[bold red]Error:[/] {escape(str(error))}"
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False)
