@@ -74,9 +74,8 @@ class Runs:
                 for planned in admitted
             ]
             failure = self._recorded(catalog, current, held) if current else None
-        if failure is None:
-            for planned in current:
-                release(planned.sources, planned.run.view)
+        for planned in current:
+            release(planned.sources, planned.reader, done=failure is None)
         ids = {planned.run.view: planned.run.run_id for planned in current}
         return [
             Outcome(ids.get(planned.run.view, planned.run.run_id), error or failure)
