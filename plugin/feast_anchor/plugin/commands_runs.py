@@ -180,7 +180,7 @@ def clean(
 
         found = remove(Repo.open(repo), period(older_than), dry_run)
         for one in found:
-            console.print(f"{one.path}: {one.size / 1e6:,.1f} MB of {one.view}", highlight=False)
+            console.print(f"{one.path}: {one.size / 1e6:,.1f} MB of {one.of}", highlight=False)
         done = "Found" if dry_run else "Removed"
         total = sum(one.size for one in found) / 1e6
         console.print(f"{done} {len(found)} folders, {total:,.1f} MB.", highlight=False)

@@ -159,6 +159,11 @@ def release(sources: Iterable[EventSource], reader: str, done: bool = True) -> N
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_read(folder: Path) -> bool:
+    """Whether a process of this machine that lives reads what was pulled into a folder."""
+    return any(_is_here(mark) and _is_alive(mark) for mark in folder.glob(f"{_READER}*@*"))
+
+
 def _mark(folder: Path, reader: str) -> Path:
     return folder / f"{_READER}{reader}"
 
@@ -167,17 +172,20 @@ def _tries(folder: Path, name: str) -> Iterator[Path]:
     """Marks of earlier tries of a reader that have ended."""
     yield _mark(folder, name)
     for mark in folder.glob(f"{_READER}{glob.escape(name)}@*"):
-        host, pid = mark.name.split("@")[1:3]
-        if host == quote(socket.gethostname(), safe="") and not _is_alive(int(pid)):
+        if _is_here(mark) and not _is_alive(mark):
             yield mark
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there; on Windows asking would end it."""
+def _is_here(mark: Path) -> bool:
+    return mark.name.split("@")[1] == quote(socket.gethostname(), safe="")
+
+
+def _is_alive(mark: Path) -> bool:
+    """Whether a mark's process, of this machine, is there; on Windows asking would end it."""
     if sys.platform == "win32":
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(int(mark.name.split("@")[2]), 0)
     except ProcessLookupError:
         return False
     except PermissionError:
