@@ -36,9 +36,15 @@ class Table:
         self.rows.append(row)
 
     @property
+    def share_killed(self) -> float:
+        """Of all attempts, those that were killed before they had ended; some shops had two."""
+        attempts = [one for row in self.rows for one in row.killed.split("; ")]
+        return sum(one != "over" for one in attempts) / len(attempts)
+
+    @property
     def killed(self) -> int:
         """How many were killed before they had ended."""
-        return sum(row.killed != "over" for row in self.rows)
+        return sum(set(row.killed.split("; ")) != {"over"} for row in self.rows)
 
     def lines(self) -> list[str]:
         """The table as text, with its sums."""

@@ -71,3 +71,18 @@ def test_killed_before_a_change_of_its_files(
     shop.start().succeed()
     lost = judge(shop, undisturbed.rows)
     kills.add(Row(f"change {change}", shuffle, killed, lost.rows_lost, lost.rows_twice))
+
+
+def test_most_attempts_were_really_killed(kills: Table) -> None:
+    """Else the tests above would also pass where every kill came too late."""
+    if not kills.rows:
+        pytest.skip("none of the tests above was run")
+    assert kills.share_killed >= 0.5, "\n".join(kills.lines())
+
+
+def test_an_attempt_that_was_over_was_not_killed() -> None:
+    """Of a shop with two attempts each counts for itself."""
+    table = Table([Row("seed 1", "beam", "over; 0.31 s, 2 shards", 0, 0)])
+    assert table.share_killed == 0.5
+    table.add(Row("change 3", "beam", "over", 0, 0))
+    assert table.share_killed == pytest.approx(1 / 3)
