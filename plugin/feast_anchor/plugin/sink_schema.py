@@ -11,8 +11,6 @@ from typing import TypeVar
 
 import pyarrow as pa
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from feast import RepoConfig
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -90,6 +88,9 @@ def _make_ready(
     keys = found.get_pk_constraint(declared.name, declared.schema)["constrained_columns"]
     types = {name: compiled(column["type"]) for name, column in columns.items()}
     _check_fits(view, declared, types, keys)
+    from alembic.migration import MigrationContext  # as it is imported it talks, see `runs`
+    from alembic.operations import Operations
+
     change = Operations(MigrationContext.configure(connection))
     for one in declared.columns:
         if one.name not in columns:
