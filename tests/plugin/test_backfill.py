@@ -19,7 +19,7 @@ from feast_anchor.onnx_export.errors import SourceError, SpecError
 from feast_anchor.plugin.backfill import Request, backfill, read_labels
 from feast_anchor.plugin.catalog import Catalog, RunSummary
 from feast_anchor.plugin.cli import app
-from shop import END, START, offline_rows, online_rows, repo_of, shop_store
+from shop import END, START, offline_rows, online_rows, repo_of, shop_store, write_repo
 
 STAMP = pa.timestamp("us", tz="UTC")
 USERS = [f"u{n}" for n in range(20)]
@@ -123,6 +123,17 @@ def test_rejected_labels_are_dead_letters_with_their_instant(
         ("nobody", END, "no_event_before_as_of"),
         ("nobody", None, "no_usable_event"),
     }
+    write_repo(tmp_path)
+    listed = CliRunner().invoke(app, ["runs", "--repo", str(tmp_path)], env={"COLUMNS": "200"})
+    (row,) = [line for line in listed.output.splitlines() if "taste_v1  backfill" in line]
+    assert row.split()[-1] == str(len(letters)) == "3"
+
+
+def test_a_view_that_is_named_twice_is_run_once(store: FeatureStore, tmp_path: Path) -> None:
+    """Else the second run would wait for the lock that the first one holds."""
+    labels = write_labels(tmp_path / "l.parquet", [("u1", END)])
+    outcomes = backfill(repo_of(store), ["taste_v1", "taste_v1"], Request(labels=labels))
+    assert [one.failure for one in outcomes] == [None]
 
 
 def test_a_backfill_serves_nothing_and_moves_no_watermark(

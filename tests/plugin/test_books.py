@@ -11,9 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore, FeatureView
+from typer.testing import CliRunner
 
 from feast_anchor.onnx_export.errors import BooksError, RunError
 from feast_anchor.plugin.catalog import Catalog, RunSummary
+from feast_anchor.plugin.cli import app
 from feast_anchor.transforms import shard_work
 from feast_anchor.transforms.scoring import Scorer
 from shop import (
@@ -26,8 +28,10 @@ from shop import (
     online_rows,
     shop_store,
     shop_view,
+    write_repo,
 )
 
+WIDE = {"COLUMNS": "400"}
 USERS = [f"u{n}" for n in range(20)]
 BOTH = pytest.mark.parametrize("shuffle", ["local", "beam"])
 
@@ -82,6 +86,21 @@ def test_more_rejects_than_allowed_publish_nothing(
     reasons = [one for path in letters for one in pq.read_table(path)["rejected"].to_pylist()]
     assert reasons.count("amount_not_finite") == round(0.3 * len(tables["orders"]) + 0.5)
     assert only_run(tmp_path).status == "FAILED"
+
+
+def test_the_dead_letters_of_a_refused_run_are_counted(tmp_path: Path, shop_bundle: Path) -> None:
+    """It did no shard, so the catalogue has none: they are in a file, which is named."""
+    with shop_store(tmp_path, shop_bundle, spoiled(0.3), max_rejected=0.2) as store:
+        failed(store)
+    write_repo(tmp_path)
+    run = only_run(tmp_path).run_id
+    said = CliRunner().invoke(app, ["dead-letters", run, "--repo", str(tmp_path)], env=WIDE)
+    assert said.exit_code == 0
+    count = round(0.3 * len(make_tables()["orders"]) + 0.5)
+    assert ["event", "amount_not_finite", str(count)] in [
+        line.split() for line in said.output.split("\n")
+    ]
+    assert f"run-{run}/rejected-events.parquet" in said.output
 
 
 @BOTH

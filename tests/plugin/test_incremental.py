@@ -13,7 +13,9 @@ import pyarrow as pa
 import pytest
 from feast import FeatureStore
 
+from feast_anchor.plugin.backfill import Request
 from feast_anchor.plugin.catalog import Catalog, RunSummary
+from feast_anchor.plugin.plans import plan_runs
 from feast_anchor.transforms import shard_work
 from feast_anchor.transforms.histories import History
 from feast_anchor.transforms.scoring import Scorer
@@ -24,6 +26,7 @@ from shop import (
     offline_rows,
     online_rows,
     orders,
+    repo_of,
     shop_store,
     write_tables,
 )
@@ -117,6 +120,18 @@ def test_left_users_keep_their_row_and_cost_nothing(
     assert run.users_rejected == 0
     assert run.events_unchanged > 0
     assert run.events_in == run.events_used + run.events_unchanged + run.events_over_budget
+
+
+def test_a_plan_counts_no_row_of_users_that_are_left(tmp_path: Path, shop_bundle: Path) -> None:
+    """Rows offline and online are those of the run that then comes."""
+    with shop_store(tmp_path, shop_bundle, unchanged="leave") as store:
+        store.materialize(START, END)
+        buy(tmp_path, BUYER, END + timedelta(days=1))
+        (plan,) = plan_runs(repo_of(store), [], Request(start=END, end=LATER))
+        store.materialize_incremental(LATER)
+    run = run_of(tmp_path, LATER)
+    assert plan.run_ids == (run.run_id,)
+    assert (plan.rows, plan.rows_online) == (run.rows_offline, run.rows_online) == (1, 1)
 
 
 def test_restamped_users_get_their_vector_at_the_new_instant(

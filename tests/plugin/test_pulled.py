@@ -21,7 +21,7 @@ from feast.types import Float64, String
 from feast_anchor.onnx_export.errors import SourceError
 from feast_anchor.plugin import Modality, Scenario, pulled, scenario_view, train
 from feast_anchor.plugin.planning import event_sources
-from feast_anchor.plugin.pulled import Pull, release
+from feast_anchor.plugin.pulled import Pull, new_reader, release
 from feast_anchor.transforms.events import EventSource, input_snapshot, read, read_tasks
 from feast_anchor.transforms.histories import micros
 from feast_anchor.transforms.parquet_table import PulledTable
@@ -104,7 +104,7 @@ def postgres_modalities(**changes: Any) -> list[Modality]:
 @pytest.fixture
 def pull(tmp_path: Path, server: PostgresServer) -> Pull:
     """A pull of one view's run."""
-    return Pull(postgres_config(tmp_path, server), tmp_path / "state", END, "taste_v1")
+    return Pull(postgres_config(tmp_path, server), tmp_path / "state", END, new_reader("taste_v1"))
 
 
 def planned(pull: Pull, **changes: Any) -> tuple[EventSource, ...]:
@@ -185,7 +185,7 @@ def test_a_rerun_finds_what_was_pulled(pull: Pull, monkeypatch: pytest.MonkeyPat
     assert pulls == []
     planned(replace(pull, end=END + timedelta(days=3)))
     assert len(pulls) == 2
-    assert all(path.name in (pulled._FILE, "reader-taste_v1") for path in files(pull))
+    assert all(path.name in (pulled._FILE, f"reader-{pull.reader}") for path in files(pull))
 
 
 def test_another_password_finds_the_same_file_and_another_database_does_not(pull: Pull) -> None:
@@ -206,10 +206,38 @@ def test_another_password_finds_the_same_file_and_another_database_does_not(pull
 def test_a_file_stays_until_its_last_reader_has_released_it(pull: Pull) -> None:
     """Two views that share a table share its file, and the first to finish does not take it."""
     sources = planned(pull)
-    assert planned(replace(pull, reader="other/v2")) == sources
-    release(sources, "taste_v1")
+    other = new_reader("other/v2@x")
+    assert planned(replace(pull, reader=other)) == sources
+    release(sources, pull.reader)
     assert sum(task.rows for task in read_tasks(sources, micros(END))) > 100
-    release(sources, "other/v2")
+    release(sources, other)
+    assert files(pull) == []
+
+
+def test_two_runs_of_one_view_do_not_take_each_others_file(pull: Pull) -> None:
+    """The second one planned with the file and waits for the first one's lock."""
+    sources = planned(pull)
+    second = new_reader("taste_v1")
+    assert planned(replace(pull, reader=second)) == sources
+    release(sources, pull.reader)
+    assert sum(task.rows for task in read_tasks(sources, micros(END))) > 100
+    release(sources, second)
+    assert files(pull) == []
+
+
+def test_a_file_waits_for_the_next_try_of_each_reader(pull: Pull) -> None:
+    """A run that failed or was killed finds it again; its own success is what takes it away."""
+    sources = planned(pull)
+    host = pull.reader.split("@")[1]
+    killed = f"other_v1@{host}@{2**30}@0"  # no process has such a number
+    planned(replace(pull, reader=killed))
+    failed, other, again = new_reader("other_v1"), new_reader("other_v1"), pull.reader
+    planned(replace(pull, reader=failed))
+    release(sources, failed, done=False)
+    release(sources, again)
+    assert read_tasks(sources, micros(END))
+    planned(replace(pull, reader=other))
+    release(sources, other)
     assert files(pull) == []
 
 
@@ -224,7 +252,7 @@ def test_a_pull_that_dies_leaves_no_file(pull: Pull, monkeypatch: pytest.MonkeyP
         patch.setattr(Pull, "_rows", dying)
         with pytest.raises(SourceError, match="could not be pulled: ConnectionError: gone$"):
             planned(pull)
-    assert [path.name for path in files(pull)] == ["reader-taste_v1"]
+    assert [path.name for path in files(pull)] == [f"reader-{pull.reader}"]
     assert read_tasks(planned(pull), micros(END))
 
 

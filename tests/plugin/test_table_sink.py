@@ -30,6 +30,7 @@ from psycopg import sql
 from feast_anchor.onnx_export.errors import RunError, SpaceError, SpecError
 from feast_anchor.plugin import SqlSource, table_writer
 from feast_anchor.plugin.backfill import Request, backfill
+from feast_anchor.plugin.plans import plan_runs
 from feast_anchor.plugin.sink_schema import prepare_table
 from feast_anchor.plugin.table_writer import PostgresWriterFactory
 from feast_anchor.transforms import books
@@ -365,6 +366,29 @@ def test_another_space_is_refused_and_a_new_scenario_gets_a_column(
         ).fetchall()
     assert len({comment for (comment,) in comments}) == 3
     assert all(comment.startswith("embedding space ") for (comment,) in comments)
+
+
+def test_a_plan_knows_what_a_run_has_done_for_a_table(
+    tmp_path: Path, shop_bundle: Path, server: PostgresServer, table: str
+) -> None:
+    """Finished shards and unchanged users are seen, another space is refused, nothing is made."""
+    window = Request(start=MIDDLE, end=END)
+    with table_store(tmp_path, shop_bundle, server, table, unchanged="leave") as store:
+        store.materialize(MIDDLE, END)
+        (done,) = plan_runs(repo_of(store), [], window)
+        (next_one,) = plan_runs(repo_of(store), [], Request(start=END, end=END + DAY))
+        with psycopg.connect(server.url(DATABASE)) as connection:
+            other = "embedding space of others"
+            connection.execute(f"COMMENT ON COLUMN {table}.tea IS '{other}'")
+        with pytest.raises(SpaceError, match=f"table '{table}'"):
+            plan_runs(repo_of(store), [], window)
+        with psycopg.connect(server.url(DATABASE)) as connection:
+            connection.execute(f"DROP TABLE {table}")
+        plan_runs(repo_of(store), [], window)
+    assert done.shards_done == SHARDS
+    assert next_one.taken_over[0].startswith("100% of the users, unchanged since run")
+    with psycopg.connect(server.url(DATABASE)) as connection:
+        assert connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,)
 
 
 # --- the writer alone -----------------------------------------------------------------------

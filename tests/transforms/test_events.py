@@ -214,6 +214,21 @@ def test_a_path_without_parquet_files_is_refused(folder: Path, path: str) -> Non
         check_source(source_at(folder / path))
 
 
+def test_what_a_dead_export_left_in_a_folder_is_not_read(tmp_path: Path) -> None:
+    """Hidden names are passed over below a folder, and read when they are named by hand."""
+    root = tmp_path / "_lake" / ".v1"  # names above the folder that was given do not count
+    left = ["_temporary/0/part-0.parquet", ".tmp.parquet", "_delta_log/1.parquet"]
+    whole = ["_day=7/a.parquet", "b.parquet"]
+    for name in (*left, *whole):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table_of({}), root / name)
+    assert ParquetTable(str(root)).files() == [root / name for name in whole]
+    for name in left:
+        assert ParquetTable(str(root / name)).files() == [root / name]
+    hidden = root / "_temporary"
+    assert ParquetTable(str(hidden / "*" / "*.parquet")).files() == [root / left[0]]
+
+
 def test_a_file_below_a_folder_with_brackets_is_found(tmp_path: Path) -> None:
     """Brackets in the name of an existing file are not taken for a glob."""
     path = tmp_path / "run[1]" / "visits.parquet"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -149,6 +150,32 @@ def test_a_shard_whose_part_was_cut_short_is_not_finished(run: ViewRun, kept: in
         assert manifests.finished_part(run, 0) is None
         part.write_bytes(whole)
         manifests.publish(run)
+
+
+def test_a_shard_whose_part_lost_its_footer_is_not_finished(run: ViewRun) -> None:
+    """A disk may give zeros back: the length is right, and what Parquet says of itself is gone."""
+    done(run, 0)
+    part = manifests.staged_path(run, 0)
+    whole = part.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    part.write_bytes(whole[: -8 - footer] + bytes(footer) + whole[-8:])
+    assert manifests.part_rows(part) is None
+    assert manifests.finished(run, 0) is None
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_part_that_the_disk_refuses_is_an_error(
+    run: ViewRun, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It may be whole: nobody may compute the shard again because a disk was away."""
+
+    def refusing(path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    done(run, 0)
+    monkeypatch.setattr(manifests.pq, "read_metadata", refusing)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        manifests.finished(run, 0)
 
 
 def test_a_manifest_that_is_no_text_is_no_manifest(run: ViewRun) -> None:

@@ -133,7 +133,7 @@ def runs(
                     str(run.attempt),
                     f"{run.users_embedded:,}",
                     f"{run.rows_offline:,}",
-                    f"{run.events_rejected + run.users_rejected:,}",
+                    f"{run.events_rejected + run.users_rejected + run.labels_rejected:,}",
                 )
                 if run.error:
                     errors.append(f"[red]{run.run_id}[/] {escape(run.error)}")
@@ -147,20 +147,35 @@ def dead_letters(
 ) -> None:
     """Say which rows and users a run rejected, why, and in which Parquet files they are."""
     with readable_errors():
+        from feast_anchor.transforms.books import rejected_events_path
+
         totals: Counter[tuple[str, str]] = Counter()
         folders: set[str] = set()
-        with Repo.open(repo).catalog() as catalog:
-            run = _one_run(run_id, [run.run_id for run in catalog.runs()])
+        anchor = Repo.open(repo)
+        with anchor.catalog() as catalog:
+            runs = {run.run_id: run for run in catalog.runs()}
+            run = _one_run(run_id, list(runs))
             for row in catalog.dead_letters(run):
                 totals[row.kind, row.reason] += row.rows
                 if row.path:
                     folders.add(str(Path(row.path).parent / "dead-*.parquet"))
+        refused = rejected_events_path(anchor.settings.state_folder(anchor.folder) / f"run-{run}")
+        if not totals and runs[run].status == "FAILED" and refused.is_file():
+            totals, folders = _reasons(refused), {str(refused)}
         table = Table("kind", "reason", "rows", box=None)
         for (kind, reason), count in sorted(totals.items()):
             table.add_row(kind, reason, f"{count:,}")
         console.print(table if totals else f"Run {run} rejected nothing.")
         for folder in sorted(folders):
             console.print(f"Rows with their reasons: {folder}", highlight=False)
+
+
+def _reasons(path: Path) -> Counter[tuple[str, str]]:
+    """Why the events were rejected of a run that was refused before any shard was done."""
+    import pyarrow.parquet as pq
+
+    counted = pq.read_table(path, columns=["rejected"]).column("rejected").value_counts()
+    return Counter({("event", one["values"]): one["counts"] for one in counted.to_pylist()})
 
 
 @app.command()
@@ -181,7 +196,7 @@ def clean(
 
         found = remove(Repo.open(repo), period(older_than), dry_run)
         for one in found:
-            console.print(f"{one.path}: {one.size / 1e6:,.1f} MB of {one.view}", highlight=False)
+            console.print(f"{one.path}: {one.size / 1e6:,.1f} MB of {one.of}", highlight=False)
         done = "Found" if dry_run else "Removed"
         total = sum(one.size for one in found) / 1e6
         console.print(f"{done} {len(found)} folders, {total:,.1f} MB.", highlight=False)

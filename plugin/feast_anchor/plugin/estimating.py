@@ -23,6 +23,7 @@ from feast import RepoConfig
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.transforms.events import ReadTask, read_tasks
+from feast_anchor.transforms.histories import History
 from feast_anchor.transforms.job import Job, ViewRun
 from feast_anchor.transforms.manifests import finished
 from feast_anchor.transforms.runners import pipeline_options, threads_of, workers_of
@@ -32,6 +33,7 @@ from feast_anchor.transforms.trial import (
     Read,
     Sample,
     Scored,
+    as_ofs_of,
     take_sample,
     try_scoring,
     try_shuffle,
@@ -43,6 +45,7 @@ from .config import EngineConfig
 from .estimates import Estimate
 from .online import write_seconds
 from .planning import PlannedView, job_of
+from .sink_schema import check_table
 from .spaces import check_catalogue, check_part, first_parts
 
 _USERS = 500  # in the sample, at least
@@ -64,7 +67,7 @@ def estimate(
     Raises:
         SpaceError, BundleError, SourceError, CatalogError: as the run would, before its work.
     """
-    current = _admitted(group, settings, repo)
+    current = _admitted(group, config, settings, repo)
     began = time.perf_counter()
     import feast_anchor.transforms.pipeline  # noqa: F401  # so does a run, and it takes its time
 
@@ -77,10 +80,13 @@ def estimate(
 
 
 def _admitted(
-    group: Sequence[PlannedView], settings: EngineConfig, repo: Path
+    group: Sequence[PlannedView], config: RepoConfig, settings: EngineConfig, repo: Path
 ) -> list[PlannedView]:
     """The views as the run would see them, refused where the run would refuse them."""
     for planned in group:
+        run = planned.run
+        if run.table is not None:
+            check_table(run.view, run.table, run.schema, config, settings.retry_seconds)
         for part in first_parts(Path(planned.run.sink)):
             check_part(planned.run.view, planned.run.schema, part)
     catalog = Catalog.existing(settings.catalog_url(repo))
@@ -140,10 +146,22 @@ class _Trial:
         """Users that get vectors."""
         return self._of_users(self.sample.books("users_embedded"))
 
+    @property
+    def left(self) -> list[History]:
+        """Users of the sample that get no row: every view leaves them as they were."""
+        if any(run.unchanged != "leave" for run in self.job.views):
+            return []
+        return self.sample.unchanged(self.job.views)
+
+    @property
+    def written(self) -> int:
+        """Users that get rows."""
+        return self._of_users(self.sample.books("users_embedded") - len(self.left))
+
     def estimate(self, importing: float) -> Estimate:
         """All but the online store. `importing`: seconds in which a run imports its libraries."""
         views = [planned.run for planned in self.group]
-        rows = self._of_users(self.sample.as_ofs)
+        rows = self._of_users(self.sample.as_ofs - as_ofs_of(self.left))
         labels = self.group[0].wanted.labels
         exact_rejected = self.read.rows == self.total
         estimated = [] if exact_rejected else ["events_rejected"]
@@ -168,7 +186,7 @@ class _Trial:
             as_of_times=len(self.job.as_of) if labels is None else labels.table.num_rows,
             rows=rows,
             vectors=rows * sum(len(run.scenarios) for run in views),
-            rows_online=self.embedded * sum(run.online for run in views),
+            rows_online=self.written * sum(run.online for run in views),
             shards=self.job.shards,
             shards_done=sum(_done(self.job, at) for at in range(len(views))),
             taken_over=tuple(filter(None, (self._taken_over(run) for run in views))),
@@ -205,7 +223,7 @@ class _Trial:
     def _changed(self) -> float:
         """Share of the users whose vectors are computed, not taken over."""
         known = self.sample.unchanged(self.job.views)
-        return 1 - _over(known, self.sample.books("users_embedded"))
+        return 1 - _over(len(known), self.sample.books("users_embedded"))
 
     def _taken_over(self, run: ViewRun) -> str:
         if run.same is not None:
@@ -295,8 +313,8 @@ def _online_seconds(trial: _Trial, config: RepoConfig, scratch: Path) -> float:
         some = newest.slice(0, _ONLINE_ROWS)
         rows = pa.table([_column(some, field) for field in run.schema], schema=run.schema)
         writing = write_seconds(config, planned.view, rows, scratch)
-        seconds += reading * _over(trial.embedded, newest.num_rows)
-        seconds += writing * _over(trial.embedded, rows.num_rows)
+        seconds += reading * _over(trial.written, newest.num_rows)
+        seconds += writing * _over(trial.written, rows.num_rows)
     return seconds
 
 

@@ -30,7 +30,7 @@ from feast_anchor.transforms.parquet_table import ParquetTable, PulledTable
 from feast_anchor.transforms.sql_table import SqlTable
 
 from .config import EngineConfig
-from .pulled import Pull
+from .pulled import Pull, new_reader
 from .sink_table import sink_of
 from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
 from .sql_source import SqlSource
@@ -89,6 +89,7 @@ class PlannedView:
     sources: tuple[EventSource, ...]
     snapshot: str
     base: str  # fingerprint of all that decides a vector but its question
+    reader: str  # of pulled tables
 
 
 def plan_view(
@@ -112,7 +113,8 @@ def plan_view(
     _check_bundle(view.name, spec, folder)
     key, key_type = join_key(view)
     end = EPOCH + timedelta(microseconds=wanted.as_of[-1])
-    pull = None if store is None else Pull(store, config.state_folder(repo), end, view.name)
+    reader = new_reader(view.name)
+    pull = None if store is None else Pull(store, config.state_folder(repo), end, reader)
     declared = [(decl, registry.get_feature_view(decl.view, project)) for decl in spec.events]
     sources = event_sources(declared, key, key_type, repo, pull)
     snapshot = input_snapshot(sources, wanted.as_of[-1])
@@ -130,7 +132,9 @@ def plan_view(
     if wanted.kind == "backfill":
         run = replace(run, online=False)  # what rankers are served is not of the past
     base = canonical_sha256({"view": but_scenarios, **read})
-    return PlannedView(view, project, wanted, spec, run, str(folder), sources, snapshot, base)
+    return PlannedView(
+        view, project, wanted, spec, run, str(folder), sources, snapshot, base, reader
+    )
 
 
 def view_run(view: FeatureView, project: str, state: Path, run_id: str) -> ViewRun:

@@ -17,7 +17,7 @@ from .backfill import Request
 from .backfill import wanted as wanted_of_backfill
 from .estimates import Estimate
 from .estimating import estimate
-from .planning import PlannedView, Wanted, group_jobs
+from .planning import PlannedView, Wanted, group_jobs, view_run
 from .progress import clock
 from .repo import Repo, scenario_views
 from .spec import spec_of
@@ -45,9 +45,13 @@ def plan_runs(repo: Repo, views: Sequence[str], request: Request) -> list[Estima
 
 
 def _at_home(planned: PlannedView, repo: Repo) -> PlannedView:
-    """The planned view with the state folder of a real run, where earlier attempts are found."""
-    state = repo.settings.state_folder(repo.folder) / f"run-{planned.run.run_id}"
-    return replace(planned, run=replace(planned.run, state=str(state)))
+    """The planned view with the folders of a real run, where earlier attempts are found.
+
+    The parts of a view whose sink is a table lie in the state folder, too.
+    """
+    state, planned_run = repo.settings.state_folder(repo.folder), planned.run
+    run = view_run(planned.view, planned.project, state, planned_run.run_id)
+    return replace(planned, run=replace(run, online=planned_run.online))
 
 
 def _wanted(view: FeatureView, request: Request) -> Wanted:

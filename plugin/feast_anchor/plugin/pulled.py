@@ -3,18 +3,25 @@
 Feast's offline stores answer one query in one process, so the rows are fetched once, by the driver,
 into a Parquet file of the run's own; from there on they are read like any other file. A rerun of an
 unfinished run finds the file, and a run that succeeded removes it (`release`).
+
+Who reads a file has a mark beside it: one per planned run, since two runs of one view may wait for
+each other with the same file. A run that ended without success leaves a mark to its rerun.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,8 +66,8 @@ class Pull:
         config: the feature store's configuration; it names the offline store.
         folder: the engine's state folder.
         end: the last as-of, UTC; rows from a day later on are left in the store.
-        reader: who reads the file, such as a view's name. The file stays until each of its readers
-            has released it.
+        reader: who reads the file, from `new_reader`. The file stays until each of its readers has
+            released it.
     """
 
     config: RepoConfig
@@ -127,18 +134,63 @@ def must_pull(source: DataSource | None) -> bool:
     return not isinstance(source, FileSource | SqlSource | None)
 
 
-def release(sources: Iterable[EventSource], reader: str) -> None:
-    """Remove the files that were pulled for some sources, where nobody else still reads them."""
+def new_reader(name: str) -> str:
+    """A reader unlike any other, of a view or of whatever `name` says."""
+    host = quote(socket.gethostname(), safe="")
+    return f"{quote(name, safe='')}@{host}@{os.getpid()}@{uuid4().hex}"
+
+
+def release(sources: Iterable[EventSource], reader: str, done: bool = True) -> None:
+    """Remove the files that were pulled for some sources, where nobody else still reads them.
+
+    Args:
+        done: else the files stay for the reader's next try, which has the same name.
+    """
+    name = reader.partition("@")[0]
     for table in {source.table for source in sources}:
-        if isinstance(table, PulledTable):
-            folder = Path(table.path).parent
-            _mark(folder, reader).unlink(missing_ok=True)
-            if not any(folder.glob(f"{_READER}*")):
-                shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(table, PulledTable) or not (folder := Path(table.path).parent).is_dir():
+            continue
+        if not done:
+            _mark(folder, name).touch()
+        _mark(folder, reader).unlink(missing_ok=True)
+        for mark in _tries(folder, name) if done else ():
+            mark.unlink(missing_ok=True)
+        if not any(folder.glob(f"{_READER}*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_read(folder: Path) -> bool:
+    """Whether a process of this machine that lives reads what was pulled into a folder."""
+    return any(_is_here(mark) and _is_alive(mark) for mark in folder.glob(f"{_READER}*@*"))
 
 
 def _mark(folder: Path, reader: str) -> Path:
-    return folder / f"{_READER}{quote(reader, safe='')}"
+    return folder / f"{_READER}{reader}"
+
+
+def _tries(folder: Path, name: str) -> Iterator[Path]:
+    """Marks of earlier tries of a reader that have ended."""
+    yield _mark(folder, name)
+    for mark in folder.glob(f"{_READER}{glob.escape(name)}@*"):
+        if _is_here(mark) and not _is_alive(mark):
+            yield mark
+
+
+def _is_here(mark: Path) -> bool:
+    return mark.name.split("@")[1] == quote(socket.gethostname(), safe="")
+
+
+def _is_alive(mark: Path) -> bool:
+    """Whether a mark's process, of this machine, is there; on Windows asking would end it."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(int(mark.name.split("@")[2]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def _public(config: RepoConfig) -> dict[str, str]:

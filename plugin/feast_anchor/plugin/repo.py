@@ -72,7 +72,10 @@ class Repo:
 
 
 def scenario_views(store: FeatureStore, names: Sequence[str]) -> list[FeatureView]:
-    """Applied scenario views by name, or all of them. Raises `SpecError` for any other name."""
+    """Applied scenario views by name, each once, or all of them.
+
+    Raises `SpecError` for any other name.
+    """
     from .spec import is_ours
 
     applied = {view.name: view for view in store.list_feature_views() if is_ours(view)}
@@ -82,4 +85,4 @@ def scenario_views(store: FeatureStore, names: Sequence[str]) -> list[FeatureVie
             f"no applied scenario view is named {unknown}; there are {sorted(applied)}. Declare it "
             "with scenario_view() and run `feast apply`"
         )
-    return [applied[name] for name in names or sorted(applied)]
+    return [applied[name] for name in dict.fromkeys(names or sorted(applied))]

@@ -75,8 +75,9 @@ class Runs:
                 if refused[planned.run.view] is None
             ]
             failure = self._recorded(catalog, current, held) if current else None
-            for planned in current if failure is None else ():
-                release(planned.sources, planned.run.view)
+            for planned in group:
+                done = refused[planned.run.view] is None and failure is None
+                release(planned.sources, planned.reader, done=done)
         ids = {planned.run.view: planned.run.run_id for planned in current}
         return [
             Outcome(

@@ -52,6 +52,21 @@ def prepare_table(
     repeated(view, table, config, retry_seconds, prepare)
 
 
+def check_table(
+    view: str, table: str, schema: pa.Schema, config: RepoConfig, retry_seconds: float = 0
+) -> None:
+    """Refuse what `prepare_table` refuses, and change nothing; a table may still be missing."""
+    declared = sql_table(view, table, schema)
+    check_store(view, config)
+    engine = connect(config)
+
+    def check() -> None:
+        with engine.connect() as connection:
+            _checked(connection, view, declared, schema)
+
+    repeated(view, table, config, retry_seconds, check)
+
+
 def repeated(view: str, table: str, config: RepoConfig, seconds: float, work: Callable[[], T]) -> T:
     """Do one transaction's work, again while the server drops connections.
 
@@ -74,10 +89,27 @@ def repeated(view: str, table: str, config: RepoConfig, seconds: float, work: Ca
 def _make_ready(
     connection: sa.Connection, view: str, declared: sa.Table, schema: pa.Schema
 ) -> None:
-    found = sa.inspect(connection)
-    if not found.has_table(declared.name, schema=declared.schema):
+    names = _checked(connection, view, declared, schema)
+    if names is None:
         declared.create(connection)
         return
+    from alembic.migration import MigrationContext  # as it is imported it talks, see `runs`
+    from alembic.operations import Operations
+
+    change = Operations(MigrationContext.configure(connection))
+    for one in declared.columns:
+        if one.name not in names:
+            added = sa.Column(one.name, one.type, comment=one.comment)  # null in older rows
+            change.add_column(declared.name, added, schema=declared.schema)
+
+
+def _checked(
+    connection: sa.Connection, view: str, declared: sa.Table, schema: pa.Schema
+) -> set[str] | None:
+    """The columns of a table that takes the rows; None if there is no table yet."""
+    found = sa.inspect(connection)
+    if not found.has_table(declared.name, schema=declared.schema):
+        return None
     columns = {one["name"]: one for one in found.get_columns(declared.name, declared.schema)}
     stored = {
         name: comment.removeprefix(COMMENT)
@@ -88,14 +120,7 @@ def _make_ready(
     keys = found.get_pk_constraint(declared.name, declared.schema)["constrained_columns"]
     types = {name: compiled(column["type"]) for name, column in columns.items()}
     _check_fits(view, declared, types, keys)
-    from alembic.migration import MigrationContext  # as it is imported it talks, see `runs`
-    from alembic.operations import Operations
-
-    change = Operations(MigrationContext.configure(connection))
-    for one in declared.columns:
-        if one.name not in columns:
-            added = sa.Column(one.name, one.type, comment=one.comment)  # null in older rows
-            change.add_column(declared.name, added, schema=declared.schema)
+    return set(columns)
 
 
 def _check_fits(view: str, declared: sa.Table, types: dict[str, str], keys: list[str]) -> None:

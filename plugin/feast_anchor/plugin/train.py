@@ -28,7 +28,7 @@ from feast_anchor.transforms.histories import micros
 
 from .config import EngineConfig
 from .planning import event_sources
-from .pulled import Pull, must_pull, release
+from .pulled import Pull, must_pull, new_reader, release
 from .spec import ARROW_KEYS
 from .views import Modality
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MODEL_EXTRA = ("torch", "onnx", "onnxscript", "sklearn", "lightgbm", "matplotlib")
 
-_READER = "training"  # of pulled tables
+_READER = new_reader("training")  # of pulled tables
 
 Progress = Callable[[str, float], None]
 

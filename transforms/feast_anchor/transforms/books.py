@@ -79,7 +79,7 @@ def too_many(what: str, rejected: int, of: int, allowed: float) -> str | None:
 
 def keep_rejected(run: ViewRun, tables: Iterable[pa.Table]) -> Path:
     """Write the rejected rows of a job that was refused before any shard was done."""
-    path = run.state_folder / "rejected-events.parquet"
+    path = rejected_events_path(run.state_folder)
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, ROW_SCHEMA) as file:
@@ -88,6 +88,11 @@ def keep_rejected(run: ViewRun, tables: Iterable[pa.Table]) -> Path:
 
     replace_file(path, write)
     return path
+
+
+def rejected_events_path(state: Path) -> Path:
+    """Where `keep_rejected` writes, in a run's state folder."""
+    return state / "rejected-events.parquet"
 
 
 def check_published(job: Job, runs: Iterable[ViewRun]) -> None:

@@ -133,12 +133,17 @@ def part_rows(path: Path) -> int | None:
     """How many rows a part has; None if it is not there, or is no whole Parquet file.
 
     No part of ours is ever seen half written, but copy tools and broken disks cut files short.
-    What Parquet says about itself stands at its end, so a few kilobytes tell.
+    What Parquet says about itself stands at its end, so a few kilobytes tell. Raises `OSError` of
+    a disk or a permission: then nobody can say whether the part is whole.
     """
     try:
         return int(pq.read_metadata(path).num_rows)
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return None  # pyarrow's own, of a footer that is there and says nothing
 
 
 def publish(run: ViewRun) -> None:

@@ -3,6 +3,9 @@
 A folder named `country=de` gives the files below it the column `country`, unless they have one of
 their own. Whatever type it is given, it reads as exactly what the folder says: int64 when every
 folder holds a plain integer ("7", but not "007"), date32 when every one holds a date, else text.
+
+Below a folder, names that begin with `_` or `.` are passed over: exports that died or are still
+being written leave their files under such names (`_temporary`, `.part.parquet`, `_delta_log`).
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ class ParquetPiece:
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """A Parquet file, a folder of them (searched deeply) or a glob."""
+    """A Parquet file, a folder of `*.parquet` (searched deeply, without hidden names) or a glob."""
 
     path: str
 
@@ -67,14 +70,16 @@ class ParquetTable:
         """The files behind the path, sorted. Raises `SourceError` if there are none."""
         path = Path(self.path)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*.parquet") if p.is_file())
+            every = sorted(p for p in path.rglob("*.parquet") if p.is_file())
+            found = [p for p in every if not any(map(_is_hidden, p.relative_to(path).parts))]
         elif path.is_file():  # before any glob: a folder's own name may hold brackets
             found = [path]
         else:
             found = sorted(Path(p) for p in glob.glob(self.path, recursive=True))
         if not found:
             raise SourceError(
-                f"no Parquet file at {self.path!r}; expected a file, a folder or a glob"
+                f"no Parquet file at {self.path!r}; expected a file, a folder of *.parquet files "
+                "(names that begin with _ or . do not count) or a glob"
             )
         return found
 
@@ -113,6 +118,11 @@ class PulledTable(ParquetTable):
     def snapshot(self, until: Until) -> list[object]:
         """SHA-256 of the file."""
         return [sha256_file(Path(self.path))]
+
+
+def _is_hidden(name: str) -> bool:
+    """As Spark has it: `_day=7` is a partition of the column `_day`."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 def _cut(meta: Any) -> Iterator[tuple[tuple[int, ...], int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,20 +60,21 @@ class Sample:
     @property
     def as_ofs(self) -> int:
         """Rows that each view gets."""
-        return sum(len(cut.as_of) for one in self._histories() for cut in one.cuts)
+        return as_ofs_of(self._histories())
 
     def prefix_events(self, shared: bool) -> int:
         """Events that prefixes read; `shared` if one prefix serves all as-ofs of a user."""
         total = max if shared else sum
         return sum(total(len(cut.positions) for cut in one.cuts) for one in self._histories())
 
-    def unchanged(self, views: Sequence[ViewRun]) -> int:
+    def unchanged(self, views: Sequence[ViewRun]) -> list[History]:
         """Users whose vectors every view takes over from an earlier run."""
-        found = 0
+        found: list[History] = []
         for shard, one in self.built.items():
             digests = {user.user: history_digest(user, one.texts) for user in one.histories}
             kept = [set(unchanged_users(run, shard, digests)) for run in views]
-            found += len(set.intersection(*kept))
+            everywhere = set.intersection(*kept)
+            found += [user for user in one.histories if user.user in everywhere]
         return found
 
     def _histories(self) -> Iterator[History]:
@@ -95,6 +96,11 @@ class Scored:
     text_growth: float  # n times the users of a shard have n to the power of this more texts
     parts: Mapping[str, Path]  # one of each view, if any has rows
     sink_bytes: int  # of the parts of all views
+
+
+def as_ofs_of(histories: Iterable[History]) -> int:
+    """Rows that each view gets of some users."""
+    return sum(len(cut.as_of) for one in histories for cut in one.cuts)
 
 
 def try_shuffle(job: Job, tasks: Sequence[ReadTask], scratch: Path) -> Read:
