@@ -16,7 +16,7 @@ from feast_anchor.plugin.catalog import RunStatus
 
 SAVED = "feast_anchor.transforms.manifests:ShardManifest.save"
 STAGED = f"sinks/{VIEW}.staging/run-*/part-*.parquet"
-PUBLISHED = f"sinks/{VIEW}/run-[!e]*/part-*.parquet"
+PUBLISHED = f"sinks/{VIEW}/run-*[0-9a-f]/part-*.parquet"
 
 
 def cut(path: Path, size: int) -> None:

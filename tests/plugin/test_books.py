@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
 from typer.testing import CliRunner
 
 from feast_anchor.onnx_export.errors import BooksError, RunError
@@ -18,7 +18,18 @@ from feast_anchor.plugin.catalog import Catalog, RunSummary
 from feast_anchor.plugin.cli import app
 from feast_anchor.transforms import shard_work
 from feast_anchor.transforms.scoring import Scorer
-from shop import END, START, config, make_tables, offline_rows, online_rows, shop_store, write_repo
+from shop import (
+    END,
+    QUERIES,
+    START,
+    config,
+    make_tables,
+    offline_rows,
+    online_rows,
+    shop_store,
+    shop_view,
+    write_repo,
+)
 
 WIDE = {"COLUMNS": "400"}
 USERS = [f"u{n}" for n in range(20)]
@@ -139,6 +150,53 @@ def test_a_poison_user_costs_that_user_alone(
     with Catalog.open(f"sqlite:///{tmp_path / 'poison' / 'anchor.db'}") as catalog:
         letters = {(one.kind, one.reason): one.rows for one in catalog.dead_letters(run.run_id)}
     assert letters == {("event", "scoring_failed"): theirs, ("user", "scoring_failed"): 1}
+
+
+def test_another_views_question_costs_a_view_nothing(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question whose answer is no number takes a user from the view that asks it, and from no
+    other view of the same pass.
+    """
+    real = Scorer.score
+
+    def broken(scorer: Scorer, histories: Any, texts: Any) -> Any:
+        for one in real(scorer, histories, texts):
+            if one.user == "u7" and scorer.questions != len(QUERIES):
+                one.vectors[:, -1] = float("nan")
+            yield one
+
+    def two(repo: Path, bundle: Path) -> list[FeatureView]:
+        return [shop_view(repo, bundle), shop_view(repo, bundle, "z_v1", {"bread": "More bread?"})]
+
+    with shop_store(tmp_path / "calm", shop_bundle) as store:
+        store.materialize(START, END)
+    monkeypatch.setattr(Scorer, "score", broken)
+    with shop_store(tmp_path / "two", shop_bundle, views=two) as store:
+        store.materialize(START, END)
+    rows = offline_rows(tmp_path / "two")
+    pd.testing.assert_frame_equal(rows, offline_rows(tmp_path / "calm"), check_exact=True)
+    assert set(offline_rows(tmp_path / "two", "z_v1")["shopper_id"]) == {*USERS} - {"u7"}
+
+
+def test_tables_that_grow_while_they_are_scored_change_nothing(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the local shuffle is complete the events of the run stand still."""
+    with shop_store(tmp_path / "calm", shop_bundle) as store:
+        store.materialize(START, END)
+    real = shard_work.ShardWork.finish
+
+    def growing(work: Any, shard: int, rows: Any) -> int:
+        orders = tmp_path / "grows" / "tables" / "orders.parquet"
+        pq.write_table(pa.concat_tables([pq.read_table(orders)] * 2), orders)
+        return real(work, shard, rows)
+
+    with shop_store(tmp_path / "grows", shop_bundle) as store:
+        monkeypatch.setattr(shard_work.ShardWork, "finish", growing)
+        store.materialize(START, END)
+    rows = offline_rows(tmp_path / "grows")
+    pd.testing.assert_frame_equal(rows, offline_rows(tmp_path / "calm"), check_exact=True)
 
 
 @BOTH

@@ -654,3 +654,13 @@ def test_attempts_of_processes_that_begin_one_run_together_are_all_different(url
     assert attempts == list(range(1, 31))
     with Catalog.open(url) as catalog:
         assert len(catalog.spaces("v")) == 3
+
+
+def test_a_backfill_over_a_materialized_window_stays_a_materialize(catalog: Catalog) -> None:
+    """Its rows are served, whoever computes them again; the other way round it becomes one."""
+    backfill = dataclasses.replace(RUN, kind="backfill")
+    kinds = []
+    for run in (backfill, RUN, backfill):
+        catalog.begin_run(run)
+        kinds.append(catalog.runs()[0].kind)
+    assert kinds == ["backfill", "materialize", "materialize"]

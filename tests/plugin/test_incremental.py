@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,19 @@ def test_who_is_unchanged_over_several_windows_stays_so(
         scored.clear()
         store.materialize_incremental(LATER + timedelta(days=1))
     assert scored == {BUYER, "u7"}
+
+
+def test_users_whose_kept_row_was_deleted_are_computed(
+    tmp_path: Path, shop_bundle: Path, scored: set[str]
+) -> None:
+    """Their newest row stood in a run further back, which is gone: leaving them would lose them."""
+    with shop_store(tmp_path, shop_bundle, unchanged="leave") as store:
+        after_two_windows(store, tmp_path)
+        shutil.rmtree(tmp_path / "sinks" / "taste_v1" / f"run-{run_of(tmp_path, END).run_id}")
+        scored.clear()
+        store.materialize_incremental(LATER + timedelta(days=1))
+    assert scored == {*USERS} - {BUYER}
+    assert set(offline_rows(tmp_path)["shopper_id"]) == {*USERS}
 
 
 def test_a_late_event_makes_its_user_changed(

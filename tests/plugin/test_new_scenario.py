@@ -67,6 +67,30 @@ def training_rows(store: Any, field: str) -> pd.DataFrame:
     return frame
 
 
+def test_a_user_who_can_no_longer_be_scored_costs_that_user_alone(
+    tmp_path: Path, shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vectors that are taken are those of the users who are left."""
+    real = Scorer._reading
+
+    def fragile(scorer: Scorer, piece: Any, encoded: Any) -> Any:
+        if piece.history.user == "u7":
+            raise ValueError("a history nobody can read")
+        return real(scorer, piece, encoded)
+
+    with shop_store(tmp_path, shop_bundle) as store:
+        store.materialize(START, END)
+        before = offline_rows(tmp_path)
+        store.apply([shop_view(tmp_path, shop_bundle, queries=MORE)])
+        monkeypatch.setattr(Scorer, "_reading", fragile)
+        store.materialize(START, END)
+    rows = offline_rows(tmp_path)
+    latest = rows[rows["bread"].notna()].reset_index(drop=True)
+    others = before[before["shopper_id"] != "u7"].reset_index(drop=True)
+    assert set(latest["shopper_id"]) == {*USERS} - {"u7"}
+    pd.testing.assert_frame_equal(latest[others.columns], others, check_exact=True)
+
+
 def test_where_the_old_rows_are_gone_everything_is_computed(
     tmp_path: Path, shop_bundle: Path, asked: list[list[str | None]]
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +120,34 @@ def test_labels_of_a_poison_user_are_rejected_with_it() -> None:
         ("u01", 2, "no_event_before_as_of"),
         ("u01", AS_OF, SCORING_FAILED),
     )
+
+
+def test_who_fails_once_gets_another_try() -> None:
+    """A moment's trouble is no reason to lose a user; the order stays."""
+    shard = built(rows_of({user: [user] for user in USERS}))
+    bad = frozenset({"u07"})
+
+    class Recovering(Fragile):
+        def score(self, histories: Sequence[History], texts: Sequence[str]) -> Any:
+            self.bad = bad if self.calls < 7 else frozenset()
+            return super().score(histories, texts)
+
+    scored, found = score_isolated(Recovering(), shard.histories, shard.texts, most=0.5)
+    assert found == {}
+    assert [one.user for one in scored] == [one.user for one in shard.histories]
+
+
+@pytest.mark.parametrize("said", ["bad_alloc", "Failed to allocate memory", "CUDA failure 2"])
+def test_what_onnx_runtime_says_of_the_machine_is_not_blamed_on_users(said: str) -> None:
+    """Its errors have one class; a lack of memory shows in the words alone."""
+    shard = built(rows_of({"u01": ["tea"]}))
+
+    class Failing(Fragile):
+        def score(self, histories: Sequence[History], texts: Sequence[str]) -> Any:
+            raise RuntimeError(said)
+
+    with pytest.raises(RuntimeError, match=said):
+        score_isolated(Failing(), shard.histories, shard.texts, most=1.0)
 
 
 @pytest.mark.parametrize("error", [OSError, MemoryError, BundleError])

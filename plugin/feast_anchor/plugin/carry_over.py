@@ -14,9 +14,10 @@ from feast_anchor.onnx_export.manifest import canonical_sha256
 
 from .catalog import RunStatus, RunSummary
 from .config import EngineConfig
-from .planning import PlannedView
+from .planning import COMPUTED_BY, PlannedView
 
 BASE = "base"  # key of `PlannedView.base` in a run's recorded spec
+CODE = "computed_by"  # key of `planning.COMPUTED_BY` there
 
 
 def carried_over(
@@ -34,6 +35,7 @@ def carried_over(
         and run.project == planned.project
         and run.bundle_digest == planned.spec.digest
         and run.shards == config.shards
+        and run.spec.get(CODE) == COMPUTED_BY
     ]
     continued = _continuing(planned, done, config)
     return _with_scenario(planned, done) if continued is planned else continued

@@ -27,6 +27,7 @@ from sqlalchemy import (
     Engine,
     Select,
     Table,
+    case,
     cast,
     delete,
     func,
@@ -155,7 +156,13 @@ class Catalog:
 
         def work(connection: Connection) -> int:
             self._reconcile(connection, run)
-            _put(connection, RUNS, row | {"attempt": RUNS.c.attempt + 1}, when_new={"attempt": 1})
+            # Rows that are served stay those of a materialize, whatever fills the past again.
+            served = RUNS.c.kind == "materialize"
+            again = {
+                "attempt": RUNS.c.attempt + 1,
+                "kind": case((served, "materialize"), else_=run.kind),
+            }
+            _put(connection, RUNS, row | again, when_new={"attempt": 1, "kind": run.kind})
             attempt = select(RUNS.c.attempt).where(RUNS.c.run_id == run.run_id)
             return int(connection.execute(attempt).scalar_one())
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from feast_anchor.onnx_export.errors import SpecError
 
-from .console import RepoOption, console, print_error, readable_errors
+from .console import RepoOption, console, print_error, readable_errors, wide_console
 from .repo import Repo
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def runs(
     with readable_errors():
         names = ("run", "view", "kind", "until", "status", "try", "users", "rows", "dead")
         table = Table(*names, box=None)
-        table.columns[0].no_wrap = True
+        for one in table.columns:
+            one.no_wrap = True
         errors = []
         with Repo.open(repo).catalog() as catalog:
             for run in catalog.runs(view=view):
@@ -136,7 +137,7 @@ def runs(
                 )
                 if run.error:
                     errors.append(f"[red]{run.run_id}[/] {escape(run.error)}")
-        console.print(table, *errors, sep="\n")
+        wide_console().print(table, *errors, sep="\n")
 
 
 @app.command("dead-letters")

@@ -15,6 +15,14 @@ from feast_anchor.onnx_export.errors import AnchorError
 
 console = Console(soft_wrap=True)
 
+_TABLE_WIDTH = 120  # characters
+
+
+def wide_console() -> Console:
+    """For tables of ids and dates, which are of no use cut off: a narrow terminal folds lines."""
+    return Console(soft_wrap=True, width=max(console.width, _TABLE_WIDTH))
+
+
 RepoOption = Annotated[Path, typer.Option("--repo", help="Folder with feature_store.yaml.")]
 
 

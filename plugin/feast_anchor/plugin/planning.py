@@ -35,6 +35,10 @@ from .sink_table import sink_of
 from .spec import ARROW_KEYS, ModalityDecl, ViewSpec, check_modalities, spec_of
 from .sql_source import SqlSource
 
+COMPUTED_BY = 1
+"""Raised whenever a vector's bits, or what a shard leaves behind, change: no run then resumes, or
+takes vectors from, one that an older version began."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -115,6 +119,7 @@ def plan_view(
     sources = event_sources(declared, key, key_type, repo, pull)
     snapshot = input_snapshot(sources, wanted.as_of[-1])
     read = {
+        "code": COMPUTED_BY,
         "input": snapshot,
         "window": list(wanted.as_of),
         "labels": None if wanted.labels is None else wanted.labels.digest,

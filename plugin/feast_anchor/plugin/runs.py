@@ -1,14 +1,14 @@
 """Runs from their plan to their record: admit, lock, take over, compute, publish, write it down.
 
-The rule: whatever happens is in the catalogue, and a run that fails says why and how to go on. One
-view has one run at a time.
+The rule: whatever a run comes to that has begun is in the catalogue, and one that fails says why
+and how to go on. One view has one run at a time.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,12 +23,12 @@ from feast_anchor.transforms.job import Job, ViewRun
 from feast_anchor.transforms.manifests import ShardManifest, finished
 from feast_anchor.transforms.quiet import quiet_beam
 
-from .carry_over import BASE, carried_over
+from .carry_over import BASE, CODE, carried_over
 from .catalog import Catalog, RunRecord, ShardRecord
 from .config import EngineConfig
 from .locks import HeldLock
 from .online import FeastOnlineWriterFactory
-from .planning import PlannedView, job_of
+from .planning import COMPUTED_BY, PlannedView, job_of
 from .progress import shown
 from .pulled import release
 from .sink_schema import prepare_table
@@ -62,35 +62,40 @@ class Runs:
             return [Outcome(planned.run.run_id, error) for planned in group]
 
     def _run(self, catalog: Catalog, group: Sequence[PlannedView]) -> list[Outcome]:
-        refused = [_attempt(partial(self._admit, catalog, planned)) for planned in group]
-        admitted = [p for p, error in zip(group, refused, strict=True) if error is None]
+        refused: dict[str, BaseException | None] = {}
+        held: list[HeldLock] = []
         with ExitStack() as locks:
-            held = [  # in one order everywhere, or two processes could wait for each other
-                locks.enter_context(self._lock(catalog, planned))
-                for planned in sorted(admitted, key=lambda one: one.run.view)
-            ]
+            for planned in sorted(group, key=lambda one: one.run.view):
+                # In one order everywhere, or two processes could wait for each other.
+                admit = partial(self._admit, catalog, planned, locks, held)
+                refused[planned.run.view] = _attempt(admit)
             current = [
                 carried_over(planned, catalog.runs(planned.run.view), self.settings)
-                for planned in admitted
+                for planned in group
+                if refused[planned.run.view] is None
             ]
             failure = self._recorded(catalog, current, held) if current else None
-        for planned in current:
-            release(planned.sources, planned.reader, done=failure is None)
+            for planned in group:
+                done = refused[planned.run.view] is None and failure is None
+                release(planned.sources, planned.reader, done=done)
         ids = {planned.run.view: planned.run.run_id for planned in current}
         return [
-            Outcome(ids.get(planned.run.view, planned.run.run_id), error or failure)
-            for planned, error in zip(group, refused, strict=True)
+            Outcome(
+                ids.get(planned.run.view, planned.run.run_id), refused[planned.run.view] or failure
+            )
+            for planned in group
         ]
 
-    def _admit(self, catalog: Catalog, planned: PlannedView) -> None:
-        """Refuse a view that would mix embedding spaces, and make its sink ready."""
-        check_catalogue(catalog, planned.project, planned.run)
-        prepare(planned.run, self.config, self.settings.retry_seconds)
-
-    def _lock(self, catalog: Catalog, planned: PlannedView) -> AbstractContextManager[HeldLock]:
+    def _admit(
+        self, catalog: Catalog, planned: PlannedView, locks: ExitStack, held: list[HeldLock]
+    ) -> None:
+        """Lock a view, refuse it if it would mix embedding spaces, and make its sink ready."""
         folder = self.settings.state_folder(self.repo) / "locks"
         wait = self.settings.wait_seconds
-        return catalog.lock(planned.project, planned.run.view, wait, folder)
+        lock = catalog.lock(planned.project, planned.run.view, wait, folder)
+        held.append(locks.enter_context(lock))
+        check_catalogue(catalog, planned.project, planned.run)
+        prepare(planned.run, self.config, self.settings.retry_seconds)
 
     def _recorded(
         self, catalog: Catalog, group: Sequence[PlannedView], held: Sequence[HeldLock]
@@ -107,6 +112,18 @@ class Runs:
                 lock.check()
 
         failure = _attempt(partial(self._compute, group, job, before_publishing))
+        unrecorded = _attempt(partial(self._record_end, catalog, group, job, failure))
+        if failure is not None and unrecorded is not None:
+            failure.add_note(f"and it could not be recorded: {unrecorded}")
+        return failure or unrecorded
+
+    def _record_end(
+        self,
+        catalog: Catalog,
+        group: Sequence[PlannedView],
+        job: Job,
+        failure: BaseException | None,
+    ) -> None:
         for planned in group:
             shards = _finished_shards(planned, job)
             for shard in shards:
@@ -120,7 +137,6 @@ class Runs:
                 rows_online=sum(shard.rows_online for shard in shards),
                 created_until=_created_until(planned, job),
             )
-        return failure
 
     def _compute(self, group: Sequence[PlannedView], job: Job, guard: Callable[[], None]) -> None:
         with quiet_beam():
@@ -207,7 +223,7 @@ def _run_record(planned: PlannedView, job: Job) -> RunRecord:
         window_start=planned.wanted.start,
         window_end=planned.wanted.end,
         shards=job.shards,
-        spec={**planned.spec.model_dump(mode="json"), BASE: planned.base},
+        spec={**planned.spec.model_dump(mode="json"), BASE: planned.base, CODE: COMPUTED_BY},
         kind=planned.wanted.kind,
     )
 

@@ -11,8 +11,6 @@ from typing import TypeVar
 
 import pyarrow as pa
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from feast import RepoConfig
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -95,6 +93,9 @@ def _make_ready(
     if names is None:
         declared.create(connection)
         return
+    from alembic.migration import MigrationContext  # as it is imported it talks, see `runs`
+    from alembic.operations import Operations
+
     change = Operations(MigrationContext.configure(connection))
     for one in declared.columns:
         if one.name not in names:

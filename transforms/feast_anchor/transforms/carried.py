@@ -8,7 +8,7 @@ match to the row, it is computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,19 +25,25 @@ from .sinks import newest_per_user
 _STAMP = pa.timestamp("us", tz="UTC")
 
 
-def unchanged_users(run: ViewRun, shard: int, digests: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The users whose newest vector of the earlier run has read what one would read now.
+def unchanged_users(run: ViewRun, shard: int, digests: Mapping[str, bytes]) -> dict[str, str]:
+    """The users whose newest vector has read what one would read now, and whose row is there.
 
     Args:
         digests: per user of the shard, what its newest vector would read now.
+
+    Returns:
+        Per user the run whose part has that row.
     """
     if run.earlier is None or run.unchanged == "recompute":
         return {}
-    earlier = run.other(run.earlier)
-    if finished(earlier, shard) is None:  # its rows are gone, so nobody can keep them
-        return {}
-    before = load_digests(digest_path(earlier, shard))
-    same = {user: one for user, one in digests.items() if before.get(user) == one}
+    before = load_digests(digest_path(run.other(run.earlier), shard))
+    same = {
+        user: before[user].run_id
+        for user, digest in digests.items()
+        if user in before and before[user].digest == digest
+    }
+    there = {one for one in set(same.values()) if finished(run.other(one), shard) is not None}
+    same = {user: one for user, one in same.items() if one in there}
     if run.unchanged == "restamp" and same:
         stored = set(_newest(run, shard).column(run.key).cast(pa.string()).to_pylist())
         same = {user: one for user, one in same.items() if user in stored}
@@ -48,7 +54,7 @@ def restamped(
     run: ViewRun,
     shard: int,
     histories: Sequence[History],
-    kept: Mapping[str, bytes],
+    kept: Collection[str],
     created: int,
 ) -> pa.Table:
     """Rows of unchanged users at this window's as-of times, with the vectors they had before.
@@ -130,7 +136,7 @@ def _newest(run: ViewRun, shard: int) -> pa.Table:
 
 def _matching(known: pa.Table, rows: pa.Table, key: str) -> pa.Table:
     users = pc.unique(rows.column(key))
-    return known.filter(pc.is_in(known.column(key), value_set=users.combine_chunks()))
+    return known.filter(pc.is_in(known.column(key), value_set=users))
 
 
 def _ordered(table: pa.Table, key: str) -> pa.Table:

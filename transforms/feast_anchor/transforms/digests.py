@@ -8,6 +8,7 @@ text makes another digest, and the user is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,7 +18,21 @@ import pyarrow.parquet as pq
 
 from .histories import History
 
-SCHEMA = pa.schema([pa.field("user", pa.string()), pa.field("digest", pa.binary(16))])
+SCHEMA = pa.schema(
+    [
+        pa.field("user", pa.string()),
+        pa.field("digest", pa.binary(16)),
+        pa.field("run", pa.string()),  # the run whose part has the user's newest row
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Newest:
+    """What a user's newest vector has read, and the run whose part it stands in."""
+
+    digest: bytes
+    run_id: str
 
 
 def history_digest(history: History, texts: Sequence[str]) -> bytes:
@@ -32,21 +47,22 @@ def history_digest(history: History, texts: Sequence[str]) -> bytes:
     return state.digest()
 
 
-def save_digests(path: Path, digests: Mapping[str, bytes]) -> None:
+def save_digests(path: Path, newest: Mapping[str, Newest]) -> None:
     """Write the digests of one shard; the caller makes the file appear as a whole."""
+    values = newest.values()
     columns = [
-        pa.array(list(digests), pa.string()),
-        pa.array(list(digests.values()), pa.binary(16)),
+        pa.array(list(newest), pa.string()),
+        pa.array([one.digest for one in values], pa.binary(16)),
+        pa.array([one.run_id for one in values], pa.string()),
     ]
     pq.write_table(pa.table(columns, schema=SCHEMA), path)
 
 
-def load_digests(path: Path) -> dict[str, bytes]:
+def load_digests(path: Path) -> dict[str, Newest]:
     """The digests of one shard; none if there is no whole file, and then everybody is computed."""
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (FileNotFoundError, pa.ArrowInvalid):  # invalid: somebody cut it short
         return {}
-    return dict(
-        zip(table.column("user").to_pylist(), table.column("digest").to_pylist(), strict=True)
-    )
+    columns = [table.column(name).to_pylist() for name in SCHEMA.names]
+    return {user: Newest(digest, run) for user, digest, run in zip(*columns, strict=True)}

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 def replace_file(path: Path, write: Callable[[Path], Any], last: bool = True) -> None:
@@ -18,7 +19,8 @@ def replace_file(path: Path, write: Callable[[Path], Any], last: bool = True) ->
             folder follows at once and syncs both, or because a missing file is made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Two workers may be at one shard, and processes in containers share their numbers.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -80,7 +80,8 @@ class Books:
         """True when events and users in equal those out plus those rejected."""
         used = self.events_used + self.events_unchanged
         return (
-            self.events_in
+            min(asdict(self).values()) >= 0
+            and self.events_in
             == used + self.events_rejected + self.events_outside + self.events_over_budget
             and self.users_in == self.users_embedded + self.users_unchanged + self.users_rejected
             and 0 <= self.labels_rejected <= self.labels_in

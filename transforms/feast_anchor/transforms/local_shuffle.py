@@ -54,7 +54,7 @@ def shuffle(
     Args:
         report: told now and then how many rows have been read.
     """
-    done = _complete(folder, shards)
+    done = complete(folder, shards)
     if done is not None:
         return done
     shutil.rmtree(folder, ignore_errors=True)
@@ -100,7 +100,7 @@ def _path(folder: Path, shard: int) -> Path:
     return folder / f"events-{shard:05d}.arrow"
 
 
-def _complete(folder: Path, shards: int) -> Shuffled | None:
+def complete(folder: Path, shards: int) -> Shuffled | None:
     """What a complete shuffle noted; None if there is none, or if a file is not as it was then.
 
     An Arrow stream that was cut between two tables reads without an error, hence the sizes.

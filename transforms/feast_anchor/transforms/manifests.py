@@ -14,8 +14,8 @@ The driver, when the books of all shards balance:
     online rows     newest as-of per user, an upsert; then again the shard's manifest
 
 A shard without a manifest is computed again; every step overwrites what a dead attempt left, so
-nothing stands twice. A shard with a manifest is never computed again. Rows of a run that did not
-come to its end are nowhere to be read.
+nothing stands twice. A shard with a manifest is never computed again. Before it is published, a
+run's rows can be read nowhere.
 """
 
 from __future__ import annotations

@@ -30,11 +30,15 @@ from . import books, manifests, sinks
 from .events import ROW_SCHEMA, ReadTask, input_snapshot, read, read_tasks
 from .heartbeats import beating
 from .job import Job, ViewRun
-from .local_shuffle import Shuffled, rejected_rows, shard_rows, shuffle
+from .local_shuffle import Shuffled, complete, rejected_rows, shard_rows, shuffle
 from .runners import is_watched, pipeline_options, threads_of
 from .shard_work import ShardWork
 from .shards import from_bytes, partition, to_bytes
 from .watched import WatchedPipeline
+
+_CHANGED = (
+    "the event tables changed after it was planned. Run it again on tables that stay as they are"
+)
 
 Report = Callable[[str], None]
 
@@ -70,13 +74,8 @@ def run_job(
     def pipeline() -> beam.Pipeline:
         return WatchedPipeline(runner, settings, hearts)
 
-    tasks = read_tasks(job.sources, job.before)
-    if not _all_finished(job):
-        if job.shuffle == "local":
-            _score_stored(job, tasks, pipeline, report)
-        else:
-            _score_grouped(job, tasks, pipeline, report)
-    _check_outcome(job, sum(task.rows for task in tasks))
+    score = _score_stored if job.shuffle == "local" else _score_grouped
+    _check_outcome(job, score(job, pipeline, report))
     guard()
     report("publishing")
     for run in job.views:
@@ -100,39 +99,61 @@ def _folder(job: Job, kind: str) -> Path:
     return first.state_folder.parent / f"{kind}-{first.run_id}"
 
 
-def _score_stored(
-    job: Job, tasks: Sequence[ReadTask], pipeline: Callable[[], beam.Pipeline], report: Report
-) -> None:
-    total = sum(task.rows for task in tasks)
+def _score_stored(job: Job, pipeline: Callable[[], beam.Pipeline], report: Report) -> int:
+    """Score what the local shuffle holds, and return how many rows that is.
+
+    Once it is complete the events stand still: tables may grow while they are scored.
+    """
     folder = _folder(job, "shuffle")
+    stored = complete(folder, job.shards)
+    if stored is None and _all_finished(job):
+        return sum(task.rows for task in read_tasks(job.sources, job.before))
+    if stored is None:
+        stored = _shuffled(job, folder, report)
+    if not _all_finished(job):
+        report("scoring")
+        with pipeline() as p:
+            _ = (
+                p
+                | "Shards" >> beam.Create(range(job.shards))
+                | beam.Reshuffle()
+                | "ScoreStored" >> beam.ParDo(ScoreStored(job, str(folder))).with_output_types(int)
+            )
+    return stored.rows
+
+
+def _shuffled(job: Job, folder: Path, report: Report) -> Shuffled:
+    """Shuffle, and refuse tables that changed meanwhile, or bad ones before the expensive part."""
+    tasks = read_tasks(job.sources, job.before)
+    total = sum(task.rows for task in tasks)
 
     def read_so_far(rows: int) -> None:
         report(f"reading events, {rows:,} of {total:,}")
 
     found = shuffle(job.sources, tasks, job.shards, folder, read_so_far)
-    _check_shuffled(job, found, folder)
-    report("scoring")
-    with pipeline() as p:
-        _ = (
-            p
-            | "Shards" >> beam.Create(range(job.shards))
-            | beam.Reshuffle()
-            | "ScoreStored" >> beam.ParDo(ScoreStored(job, str(folder))).with_output_types(int)
-        )
-
-
-def _check_shuffled(job: Job, found: Shuffled, folder: Path) -> None:
-    """Bad input is known here already: refuse it before the expensive part."""
+    if found.rows != total or _changed(job):
+        raise _take_back(job, _CHANGED)
     reason = books.too_many("events", found.rejected, found.rows, job.max_rejected)
     if reason:
         kept = [books.keep_rejected(run, rejected_rows(folder, job.shards)) for run in job.views]
         raise BooksError(f"{books.names(job)}: {reason}. The rejected rows are in {kept[0]}")
+    return found
 
 
-def _score_grouped(
-    job: Job, tasks: Sequence[ReadTask], pipeline: Callable[[], beam.Pipeline], report: Report
+def _score_grouped(job: Job, pipeline: Callable[[], beam.Pipeline], report: Report) -> int:
+    """Score what Beam brings together, and return how many rows there were to read."""
+    tasks = read_tasks(job.sources, job.before)
+    if not _all_finished(job):
+        report("reading events")
+        _score_tables(job, tasks, pipeline)
+    if _changed(job):
+        raise _take_back(job, _CHANGED)
+    return sum(task.rows for task in tasks)
+
+
+def _score_tables(
+    job: Job, tasks: Sequence[ReadTask], pipeline: Callable[[], beam.Pipeline]
 ) -> None:
-    report("reading events")
     with pipeline() as p:
         tables = (
             p
@@ -161,26 +182,26 @@ def _publish_rows(job: Job, writers: sinks.Writers, pipeline: Callable[[], beam.
     books.check_published(job, [run for run in job.views if writers.wanted(run)])
 
 
-def _check_outcome(job: Job, rows: int) -> None:
-    """Every row of unchanged tables came by in exactly one shard: some runners lose data silently.
+def _changed(job: Job) -> bool:
+    return input_snapshot(job.sources, job.before) != job.snapshot
 
-    Shards that cannot be trusted are taken back, or a rerun would believe them.
-    """
-    wrong = None
-    if input_snapshot(job.sources, job.before) != job.snapshot:
-        wrong = "the event tables changed after it was planned"
-    wrong = wrong or books.missing(job, rows)
+
+def _check_outcome(job: Job, rows: int) -> None:
+    """Every row came by in exactly one shard: some runners lose data silently."""
+    wrong = books.missing(job, rows)
     if wrong:
-        for run in job.views:
-            manifests.discard(run, job.shards)
-        shutil.rmtree(_folder(job, "shuffle"), ignore_errors=True)
-        raise BooksError(
-            f"{books.names(job)}: {wrong}, so nothing was published. Run it again on tables that "
-            "stay as they are, with the runner FnApiRunner"
-        )
+        raise _take_back(job, f"{wrong}. Run it again, with a tested runner such as FnApiRunner")
     reason = books.rejected_too_many(job)
     if reason:
         raise BooksError(f"{books.names(job)}: {reason}")
+
+
+def _take_back(job: Job, wrong: str) -> BooksError:
+    """Remove shards that cannot be trusted, or a rerun would believe them; returns the error."""
+    for run in job.views:
+        manifests.discard(run, job.shards)
+    shutil.rmtree(_folder(job, "shuffle"), ignore_errors=True)
+    return BooksError(f"{books.names(job)}: nothing was published, because {wrong}")
 
 
 class ReadRows(beam.DoFn):

@@ -52,34 +52,34 @@ def score_isolated(
         RunError: more users failed, with the last failure as its cause.
         Whatever scoring raised that no user can be blamed for.
     """
-    poison: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
     bearable = max(_ALWAYS_BEARABLE, int(most * len(histories)))
-    scored: list[UserVectors] = []
+    scored: dict[str, UserVectors] = {}
     waiting = [list(histories)] if histories else []
     while waiting:
         some = waiting.pop()
         try:
-            found = list(scorer.score(*_alone(some, texts)))
-        except _OF_NO_USER:
-            raise
+            scored |= {one.user: one for one in scorer.score(*_alone(some, texts))}
         except Exception as error:
+            if isinstance(error, _OF_NO_USER) or _of_the_machine(error):
+                raise
+            half = len(some) // 2
             if len(some) > 1:
-                half = len(some) // 2
                 waiting += [some[half:], some[:half]]
-                continue
-            poison[some[0].user] = SCORING_FAILED
-            log.warning("a user cannot be scored: %s", _first_line(error))
-            if len(poison) > bearable:
+            elif some[0].user not in failed:  # once more, at the end: it may have been the moment
+                failed[some[0].user] = error
+                waiting.insert(0, some)
+            else:
+                log.warning("a user cannot be scored: %s", first_line(error))
+            if len(failed.keys() - scored.keys()) > bearable:
                 raise RunError(
-                    f"{len(poison)} users of one shard of {len(histories)} cannot be scored, so it "
-                    f"is hardly their histories; the last one failed with {_first_line(error)}"
+                    f"{len(failed)} users of one shard of {len(histories)} cannot be scored, so it "
+                    f"is hardly their histories; the last one failed with {first_line(error)}"
                 ) from error
-        else:
-            scored += [one for one in found if np.isfinite(one.vectors).all()]
-            for one in found:
-                if not np.isfinite(one.vectors).all():
-                    poison[one.user] = VECTOR_NOT_FINITE
-    return scored, poison
+    poison = dict.fromkeys(failed.keys() - scored.keys(), SCORING_FAILED)
+    finite = {user: bool(np.isfinite(one.vectors).all()) for user, one in scored.items()}
+    poison |= {user: VECTOR_NOT_FINITE for user, is_finite in finite.items() if not is_finite}
+    return [scored[one.user] for one in histories if finite.get(one.user)], poison
 
 
 def reject(shard: ShardHistories, rows: pa.Table, poison: dict[str, str]) -> ShardHistories:
@@ -148,6 +148,13 @@ def _labels(gone: Sequence[History], poison: dict[str, str]) -> list[tuple[str, 
     ]
 
 
-def _first_line(error: BaseException) -> str:
+def _of_the_machine(error: Exception) -> bool:
+    """ONNX Runtime says so in words alone."""
+    said = str(error).lower()
+    return any(word in said for word in ("bad_alloc", "allocate", "out of memory", "cuda"))
+
+
+def first_line(error: BaseException) -> str:
+    """Class and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else '(no message)'}"

@@ -7,7 +7,7 @@ give the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from feast_anchor.onnx_export.inputs import Floats
 
 from . import labels, manifests, sinks
 from .carried import Taken, restamped, unchanged_users
-from .digests import history_digest, save_digests
+from .digests import Newest, history_digest, save_digests
 from .files import replace_file
 from .histories import AsOf, Books, ShardHistories, build_histories, events_read
 from .job import Job, ScenarioColumn, ViewRun
@@ -71,13 +71,15 @@ class ShardWork:
         vectors, poison = score_isolated(
             self._scorer(questions), todo, built.texts, self._job.max_rejected
         )
+        if poison and len(waiting) > 1:  # whose question it was is seen one view at a time
+            return sum(self._compute(shard, rows, [run]) for run in waiting)
         histories = reject(built, rows, poison)
         _check(shard, histories.books)
         scored = _Scored(shard, histories, digests, questions, vectors, began)
         return sum(self._write(run, scored, kept[run.view], taken[run.view]) for run in waiting)
 
     def _write(
-        self, run: ViewRun, scored: _Scored, kept: Mapping[str, bytes], taken: Taken | None
+        self, run: ViewRun, scored: _Scored, kept: Mapping[str, str], taken: Taken | None
     ) -> int:
         # A clock that was set back must not make a new vector look older than the one it replaces.
         created = max(time.time_ns() // 1000, self._job.created_after + 1)
@@ -86,14 +88,13 @@ class ShardWork:
         old = restamped(run, scored.shard, scored.histories.histories, kept, created)
         rows = pa.concat_tables([new, old]).combine_chunks()
         books = _with_unchanged(run, scored.histories, kept)
-        _check(scored.shard, books, rows.num_rows)
+        _check(scored.shard, books, rows.num_rows, _rows_of(run, scored.histories, kept))
         sinks.write_part(run, scored.shard, rows)
         names = [spec.name for spec in self._open().manifest.modalities]
         dead = sinks.write_dead_letters(run, scored.shard, scored.histories, names)
-        embedded = {one.user for one in own} | set(kept)
-        digests = {user: scored.digests[user] for user in scored.digests if user in embedded}
+        newest = _newest(run, scored, own, kept)
         path = manifests.digest_path(run, scored.shard)
-        replace_file(path, lambda temporary: save_digests(temporary, digests), last=False)
+        replace_file(path, lambda temporary: save_digests(temporary, newest), last=False)
         manifests.ShardManifest(
             run_id=run.run_id,
             view=run.view,
@@ -140,7 +141,21 @@ class ShardWork:
         return self._scorers[key]
 
 
-def _with_unchanged(run: ViewRun, shard: ShardHistories, kept: Mapping[str, bytes]) -> Books:
+def _newest(
+    run: ViewRun, scored: _Scored, own: Sequence[UserVectors], kept: Mapping[str, str]
+) -> dict[str, Newest]:
+    """What each user's newest row has read, and where that row stands after this run."""
+    here = dict.fromkeys((one.user for one in own), run.run_id)
+    before = kept if run.unchanged == "leave" else dict.fromkeys(kept, run.run_id)
+    where = {**before, **here}
+    return {
+        user: Newest(digest, where[user])
+        for user, digest in scored.digests.items()
+        if user in where
+    }
+
+
+def _with_unchanged(run: ViewRun, shard: ShardHistories, kept: Collection[str]) -> Books:
     """The books of a view that leaves some users as they were."""
     read = sum(events_read(one) for one in shard.histories if one.user in kept)
     return replace(
@@ -152,12 +167,20 @@ def _with_unchanged(run: ViewRun, shard: ShardHistories, kept: Mapping[str, byte
     )
 
 
-def _check(shard: int, books: Books, rows: int | None = None) -> None:
+def _rows_of(run: ViewRun, shard: ShardHistories, kept: Collection[str]) -> int:
+    """How many rows a view must have: one per as-of of every user but those that are left."""
+    left = kept if run.unchanged == "leave" else ()
+    return sum(
+        len(cut.as_of) for one in shard.histories if one.user not in left for cut in one.cuts
+    )
+
+
+def _check(shard: int, books: Books, rows: int = 0, expected: int = 0) -> None:
     if not books.balances():
         raise BooksError(f"shard {shard}: the books do not balance: {books}")
     asked = books.labels_in - books.labels_rejected
-    if rows is not None and books.labels_in and rows != asked:
-        raise BooksError(f"shard {shard}: {rows} rows for {asked} labels: {books}")
+    if rows != expected or (rows and asked and rows != asked):
+        raise BooksError(f"shard {shard}: {rows} rows, expected {expected}: {books}")
 
 
 def _questions(scenarios: Iterable[Sequence[ScenarioColumn]]) -> list[Question]:
