@@ -173,7 +173,7 @@ def test_a_part_that_the_disk_refuses_is_an_error(
         raise OSError(number, os.strerror(number))
 
     done(run, 0)
-    monkeypatch.setattr(manifests.pq, "read_metadata", refusing)
+    monkeypatch.setattr("pyarrow.parquet.read_metadata", refusing)
     with pytest.raises(OSError, match=os.strerror(number)):
         manifests.finished(run, 0)
 
