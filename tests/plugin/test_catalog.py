@@ -504,34 +504,6 @@ def test_a_run_that_did_not_say_counts_from_its_start(catalog: Catalog) -> None:
     assert catalog.newest_created("other", "shopper_v1") is None
 
 
-def test_the_last_run_that_succeeded_is_the_one_with_the_latest_window(catalog: Catalog) -> None:
-    """Failed and running ones, other views, projects and kinds do not count."""
-    begun = {
-        "older": RUN,
-        "newest": dataclasses.replace(RUN, window_end=DAY + timedelta(days=1)),
-        "again": dataclasses.replace(RUN, window_end=DAY + timedelta(days=1)),
-        "filled": dataclasses.replace(RUN, window_end=DAY + timedelta(days=2), kind="backfill"),
-        "failed": dataclasses.replace(RUN, window_end=DAY + timedelta(days=3)),
-        "elsewhere": dataclasses.replace(RUN, window_end=DAY + timedelta(days=4), view="v"),
-        "foreign": dataclasses.replace(RUN, window_end=DAY + timedelta(days=5), project="p"),
-        "running": dataclasses.replace(RUN, window_end=DAY + timedelta(days=6)),
-    }
-    for run_id, run in begun.items():
-        catalog.begin_run(dataclasses.replace(run, run_id=run_id))
-        catalog.record_shard(run_id, SHARD)
-    for run_id in ("again", "newest", "filled", "older", "elsewhere", "foreign"):
-        catalog.finish_run(run_id, rows_offline=1, rows_online=1)
-    catalog.fail_run("failed", RuntimeError())
-
-    found = catalog.last_succeeded("shop", "shopper_v1")
-    assert found is not None
-    assert (found.run_id, found.kind, found.users_in) == ("newest", "materialize", 12)
-    filled = catalog.last_succeeded("shop", "shopper_v1", "backfill")
-    assert filled is not None
-    assert filled.run_id == "filled"
-    assert catalog.last_succeeded("shop", "shopper_v2") is None
-
-
 def test_a_kind_of_run_that_does_not_exist_is_refused() -> None:
     """A run is asked for by Feast or by a backfill."""
     with pytest.raises(CatalogError, match=r"kind is 'replay'; .*'materialize', 'backfill'"):

@@ -224,18 +224,6 @@ class Catalog:
             query = query.where(RUNS.c.view == view)
         return [_summary(row) for row in self._rows(query)]
 
-    def last_succeeded(
-        self, project: str, view: str, kind: str = "materialize"
-    ) -> RunSummary | None:
-        """The view's SUCCEEDED run of a kind with the latest window, or None without one.
-
-        Of several that end at the same time, the one that finished last.
-        """
-        query = _summaries().where(*_of(project, view), RUNS.c.kind == kind)
-        query = query.where(RUNS.c.status == RunStatus.SUCCEEDED).limit(1)
-        query = query.order_by(RUNS.c.window_end.desc(), RUNS.c.finished_at.desc(), RUNS.c.run_id)
-        return next((_summary(row) for row in self._rows(query)), None)
-
     def newest_created(self, project: str, view: str) -> datetime | None:
         """No row of the view was created later than this (UTC); None when it was never run.
 
