@@ -85,8 +85,8 @@ def test_an_upgraded_catalogue_goes_on_from_its_old_rows(url: str) -> None:
     bring_to(url, "0001")
     fill_0001(url)
     with Catalog.open(url) as catalog:
-        (last,) = catalog.runs(view="shopper_v1")
-        assert (last.run_id, last.status, last.kind) == ("run-1", "SUCCEEDED", "materialize")
+        done = [run for run in catalog.runs(view="shopper_v1") if run.status == "SUCCEEDED"]
+        assert [(run.run_id, run.kind) for run in done] == [("run-1", "materialize")]
         assert catalog.newest_created("shop", "shopper_v1") == DAY + timedelta(hours=1)
 
         end = DAY + timedelta(hours=1)
