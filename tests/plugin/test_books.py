@@ -79,6 +79,9 @@ def test_more_rejects_than_allowed_publish_nothing(
     with shop_store(tmp_path, shop_bundle, tables, shuffle=shuffle, max_rejected=0.2) as store:
         error = failed(store)
         assert nothing_to_read(store, tmp_path)
+        scored = len([*(tmp_path / "state").rglob("shard-*.json")])
+        assert str(failed(store)) == str(error)  # and again, without scoring first
+        assert len([*(tmp_path / "state").rglob("shard-*.json")]) == scored
     assert isinstance(error, BooksError)
     assert "events were rejected, more than max_rejected=0.2 allows" in str(error)
     letters = [*(tmp_path / "state").rglob("rejected-events.parquet")]

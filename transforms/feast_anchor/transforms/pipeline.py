@@ -110,6 +110,7 @@ def _score_stored(job: Job, pipeline: Callable[[], beam.Pipeline], report: Repor
         return sum(task.rows for task in read_tasks(job.sources, job.before))
     if stored is None:
         stored = _shuffled(job, folder, report)
+    _refuse_bad_input(job, stored, folder)
     if not _all_finished(job):
         report("scoring")
         with pipeline() as p:
@@ -123,7 +124,7 @@ def _score_stored(job: Job, pipeline: Callable[[], beam.Pipeline], report: Repor
 
 
 def _shuffled(job: Job, folder: Path, report: Report) -> Shuffled:
-    """Shuffle, and refuse tables that changed meanwhile, or bad ones before the expensive part."""
+    """Shuffle, and refuse tables that changed meanwhile."""
     tasks = read_tasks(job.sources, job.before)
     total = sum(task.rows for task in tasks)
 
@@ -133,11 +134,15 @@ def _shuffled(job: Job, folder: Path, report: Report) -> Shuffled:
     found = shuffle(job.sources, tasks, job.shards, folder, read_so_far)
     if found.rows != total or _changed(job):
         raise _take_back(job, _CHANGED)
+    return found
+
+
+def _refuse_bad_input(job: Job, found: Shuffled, folder: Path) -> None:
+    """Too many rejects are known before the expensive part, at every attempt."""
     reason = books.too_many("events", found.rejected, found.rows, job.max_rejected)
     if reason:
         kept = [books.keep_rejected(run, rejected_rows(folder, job.shards)) for run in job.views]
         raise BooksError(f"{books.names(job)}: {reason}. The rejected rows are in {kept[0]}")
-    return found
 
 
 def _score_grouped(job: Job, pipeline: Callable[[], beam.Pipeline], report: Report) -> int:
