@@ -36,10 +36,11 @@ _NEVER = -1e9
 def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Two matrix products around a softmax."""
     shape = query.shape[2:4]  # G,S
-    scores = (query.flatten(2, 3) @ key.transpose(-1, -2)).unflatten(2, shape)  # [B,K,G,S,N]
+    scores = query.flatten(2, 3) * key.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    scores = scores.unflatten(2, shape)  # [B,K,G,S,N]
     if query.shape[3] > 1:
         at = torch.arange(key.shape[2], device=key.device)
-        scores = torch.where(at.unsqueeze(0) <= at.unsqueeze(1), scores, _NEVER)
+        scores = scores + torch.where(at.unsqueeze(0) <= at.unsqueeze(1), 0.0, _NEVER)
     weights = scores.softmax(-1).flatten(2, 3)  # [B,K,G*S,N]
     attended: Tensor = (weights @ value).unflatten(2, shape)
     return attended
@@ -50,7 +51,7 @@ def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     groups = query.shape[1:3]  # K,G
     causal = query.shape[3] > 1
     out = F.scaled_dot_product_attention(
-        query.flatten(1, 2), key, value, is_causal=causal, scale=1.0, enable_gqa=True
+        query.flatten(1, 2), key, value, is_causal=causal, enable_gqa=True
     )  # [B,H,S,d]
     attended: Tensor = out.unflatten(1, groups)
     return attended
@@ -96,12 +97,13 @@ class Full(nn.Module):
     def last_row(self, x: Tensor) -> Tensor:
         """x[B,N,D] -> the last row after the final norm, [B,1,D]."""
         decoder = self.model.decoder
-        cos, sin = decoder._angles(torch.arange(x.shape[1], device=x.device))
+        at = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        cos, sin = decoder._angles(at)
         for index, layer in enumerate(decoder.layers):
             assert isinstance(layer, Layer)
             key, value = layer.keys_values(x, cos, sin)  # [B,K,N,d]
             if self.trim and index + 1 == decoder.config.layers:
-                x, cos, sin = x[:, -1:], cos[-1:], sin[-1:]
+                x, cos, sin = x[:, -1:], cos[:, -1:], sin[:, -1:]
             query = layer.queries(x, cos, sin)  # [B,K,G,S,d]
             x = layer.finish(x, self.attention(query, key, value))
         out: Tensor = decoder.final_norm(x[:, -1:])

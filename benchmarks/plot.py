@@ -52,8 +52,13 @@ def _panels(results: Mapping[str, Found]) -> Iterator[Panel]:
     for section, panels in kinds.items():
         for size, rows in results[section].details.items() if section in results else ():
             yield from panels(size, rows)
+    if "request" in results:
+        found = results["request"].details
+        yield partial(_request, found["size"], found["latencies"])
     if "growth" in results:
         yield partial(_growth, results["growth"].details["points"])
+    if "scale" in results:
+        yield partial(_scale, results["scale"].details)
 
 
 def _speedup(size: str, rows: list[dict[str, Any]], axes: Axes) -> None:
@@ -109,6 +114,44 @@ def _peak(size: str, graphs: Mapping[str, Any], axes: Axes) -> None:
     axes.set_xlim(0, 105)
     axes.invert_yaxis()
     axes.set_title(f"{size}: percent of the fp32 peak", loc="left", fontsize=10)
+
+
+def _request(size: str, rows: list[dict[str, Any]], axes: Axes) -> None:
+    """Median and 99th percentile of a request's time, kind by kind."""
+    names = [
+        f"{row['questions']} question{'s' if row['questions'] > 1 else ''},\n{row['kind']}"
+        for row in rows
+    ]
+    for row, place in zip(rows, range(len(rows)), strict=True):
+        axes.plot([row["p50_ms"], row["p99_ms"]], [place] * 2, color=_GREY, zorder=1)
+        if row["goal_p99_ms"] is not None:
+            axes.plot(row["goal_p99_ms"], place, marker="|", markersize=16, color=_COLOURS[6])
+    for name, label, colour in (("p50_ms", "median", 0), ("p99_ms", "99 % of requests", 2)):
+        values = [row[name] for row in rows]
+        axes.scatter(values, range(len(rows)), color=_COLOURS[colour], label=label, zorder=2)
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("milliseconds from stored state to vectors (|: goal of the 99 %)")
+    axes.set_title(f"{size}: a request", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _scale(found: Mapping[str, Any], axes: Axes) -> None:
+    """Seconds of each stage over a quarter of the users and over all of them."""
+    points = [found["quarter"], found["full"]]
+    names = [f"{point['events']:,}\nevents" for point in points]
+    below = [0.0] * len(points)
+    for place, stage in enumerate(points[0]["stages"]):
+        seconds = [point["stages"][place]["seconds"] for point in points]
+        axes.bar(names, seconds, 0.6, below, color=_COLOURS[place], label=stage["stage"])
+        below = [a + b for a, b in zip(below, seconds, strict=True)]
+    labels = [f"{p['seconds']:.0f} s, {p['peak_mib']:,.0f} MiB" for p in points]
+    for name, height, label in zip(names, below, labels, strict=True):
+        axes.annotate(label, (name, height), (0, 3), textcoords="offset points", ha="center")
+    axes.set_ylabel("seconds")
+    axes.set_title("one large job, from files to a published sink", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _growth(points: list[dict[str, Any]], axes: Axes) -> None:

@@ -38,7 +38,7 @@ def measure(lab: Lab) -> Found:
     subject, plan = lab.subject(lab.plan.served), lab.plan
     size, bundles = subject.size.name, (subject.bundle, _in_int8(subject, lab))
     figures: list[Figure] = []
-    details: dict[str, Any] = {}
+    latencies: list[dict[str, Any]] = []
     for questions in (1, plan.scenarios):
         asked = [Question(text) for text in subject.questions(questions)]
         plain, int8 = (_scorer(bundle, asked) for bundle in bundles)
@@ -53,11 +53,13 @@ def measure(lab: Lab) -> Found:
             goal = _GOALS.get((size, kind)) if questions == 1 else None
             figures.append(Figure(f"{title}: p50", p50, "ms"))
             figures.append(Figure(f"{title}: p99", p99, "ms", goal, f"{len(found):,} requests"))
-            details[title] = {"p50_ms": p50, "p99_ms": p99}
-    details["state_bytes"] = {
+            row = {"questions": questions, "kind": kind, "p50_ms": p50, "p99_ms": p99}
+            latencies.append(row | {"goal_p99_ms": None if goal is None else goal.bound})
+    state_bytes = {
         encoding: len(_packed(_scorer(subject.bundle, [Question(None)]), subject, encoding))
         for encoding in _ENCODINGS
     }
+    details = {"size": size, "latencies": latencies, "state_bytes": state_bytes}
     return Found((*figures, *_append(subject, lab)), details)
 
 

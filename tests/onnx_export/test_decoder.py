@@ -65,12 +65,12 @@ def test_heads_that_do_not_divide_are_refused(sizes: dict[str, Any]) -> None:
 
 def test_rotation_keeps_only_the_distance() -> None:
     """A score depends on how far two tokens are apart, not on where they stand."""
-    q, k = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])
-    angle = torch.tensor([[0.3]])
+    q, k = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+    angle = torch.tensor([[[0.3]]])
 
     def score(a: int, b: int) -> float:
-        left = rotate(q, (a * angle).cos(), (a * angle).sin())
-        right = rotate(k, (b * angle).cos(), (b * angle).sin())
+        left = rotate(q.reshape(1, 1, 1, 2), (a * angle).cos(), (a * angle).sin())
+        right = rotate(k.reshape(1, 1, 1, 2), (b * angle).cos(), (b * angle).sin())
         return float((left * right).sum())
 
     assert score(5, 2) == pytest.approx(score(13, 10), abs=1e-6)

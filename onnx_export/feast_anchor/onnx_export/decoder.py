@@ -77,26 +77,23 @@ class Layer(nn.Module):
         self.down = nn.Linear(c.ff, c.hidden, bias=False)
 
     def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x[B,...,N,D], cos and sin broadcastable to [B,K,...,N,d/2] -> two [B,K,...,N,d]."""
-        both = self.key_value(self.attention_norm(x))
-        both = both.unflatten(-1, (2, self.config.kv_heads, self.config.head_dim))
-        key, value = both.movedim((-3, -2), (0, 2)).unbind()  # [B,..,N,2,K,d] -> [2,B,K,..,N,d]
-        return rotate(self.key_norm(key), cos, sin), value
+        """x[B,N,D], cos and sin[B,N,d/2] -> keys, rotated, and values: two [B,K,N,d]."""
+        c = self.config
+        both = self.key_value(self.attention_norm(x)).chunk(2, dim=-1)  # [B,N,K*d] each
+        key, value = (one.unflatten(-1, (c.kv_heads, c.head_dim)) for one in both)  # [B,N,K,d]
+        return rotate(self.key_norm(key), cos, sin).transpose(1, 2), value.transpose(1, 2)
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x[B,...,N,D], cos and sin broadcastable to [B,K,...,G,N,d/2] -> [B,K,...,G,N,d].
-
-        Queries are scaled here, once, so that no attention has to.
-        """
+        """x[B,N,D], cos and sin[B,N,d/2] -> queries, rotated: [B,K,G,N,d]."""
         c = self.config
-        query = self.query(self.attention_norm(x))
-        query = query.unflatten(-1, (c.kv_heads, c.heads // c.kv_heads, c.head_dim))
-        query = self.query_norm(query) * c.head_dim**-0.5  # [B,..,N,K,G,d]
-        return rotate(query.movedim((-3, -2), (1, -3)), cos, sin)  # [B,K,..,G,N,d]
+        query = self.query(self.attention_norm(x)).unflatten(-1, (c.heads, c.head_dim))
+        query = rotate(self.query_norm(query), cos, sin).transpose(1, 2)  # [B,H,N,d]
+        grouped: Tensor = query.unflatten(1, (c.kv_heads, c.heads // c.kv_heads))
+        return grouped
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x[B,...,N,D], attended[B,K,...,G,N,d] -> [B,...,N,D]."""
-        x = x + self.out(attended.movedim((1, -3), (-3, -2)).flatten(-3))  # [B,..,N,K,G,d]
+        """x[B,N,D], attended[B,K,G,N,d] -> [B,N,D]."""
+        x = x + self.out(attended.flatten(1, 2).transpose(1, 2).flatten(2))  # [B,N,H*d]
         inner = self.mlp_norm(x)
         out: Tensor = x + self.down(F.silu(self.gate(inner)) * self.up(inner))
         return out
@@ -124,9 +121,9 @@ class Decoder(nn.Module):
         """
         start = past[0].shape[2] if past else 0
         at = start + torch.arange(x.shape[1], device=x.device)
-        cos, sin = self._angles(at)  # [P,d/2]
+        cos, sin = self._angles(at.expand(x.shape[0], -1))  # [B,P,d/2]
         every = torch.arange(start + x.shape[1], device=x.device)  # N = past and P tokens
-        causal = every.unsqueeze(0) <= at.unsqueeze(1)  # [P,N]
+        mask = _mask(every.unsqueeze(0) <= at.unsqueeze(1))  # [P,N]
         state: list[Tensor] = []
         for index, layer in enumerate(_layers(self.layers)):
             key, value = layer.keys_values(x, cos, sin)
@@ -136,10 +133,9 @@ class Decoder(nn.Module):
             state += [key, value]
             if index + 1 < self.config.layers:  # nobody reads the last layer's own output
                 query = layer.queries(x, cos, sin)  # [B,K,G,P,d]
-                folded = query.flatten(2, 3)  # [B,K,G*P,d]
-                scores = folded @ key.transpose(-1, -2)  # [B,K,G*P,N]
-                scores = scores.unflatten(2, query.shape[2:4])  # [B,K,G,P,N]
-                weights = torch.where(causal, scores, _NEVER).softmax(-1).flatten(2, 3)
+                scores = self._scores(query.flatten(2, 3), key)  # [B,K,G*P,N]
+                scores = scores.unflatten(2, query.shape[2:4]) + mask  # [B,K,G,P,N]
+                weights = scores.softmax(-1).flatten(2, 3)
                 x = layer.finish(x, (weights @ value).unflatten(2, query.shape[2:4]))
         return tuple(state)
 
@@ -160,22 +156,26 @@ class Decoder(nn.Module):
         Returns:
             Hidden states [B,Q,S,D] after the final norm.
         """
-        at = torch.arange(x.shape[2], device=x.device)  # [L]
-        cos, sin = self._angles(plen.unsqueeze(-1) + at)  # [B,Q,L,d/2]
-        rows = at.expand(x.shape[0], x.shape[1], -1)  # [B,Q,L]
+        blocks, length = x.shape[1:3]  # Q,L
+        at = torch.arange(length, device=x.device)  # [L]
+        rows = at.expand(x.shape[0], blocks, -1)  # [B,Q,L]
+        mask, cos, sin = self._block_mask(rows, at, plen, state[0]), *self._block_angles(plen, rows)
+        x = x.flatten(1, 2)  # [B,Q*L,D]
         for index, layer in enumerate(_layers(self.layers)):
-            key, value = layer.keys_values(x, cos.unsqueeze(1), sin.unsqueeze(1))  # [B,K,Q,L,d]
+            both = layer.keys_values(x, cos, sin)  # [B,K,Q*L,d]
+            key, value = (one.unflatten(2, (1, blocks, length)) for one in both)  # [B,K,1,Q,L,d]
             if index + 1 == self.config.layers:
+                x = x.unflatten(1, (blocks, length))
                 x = x.gather(2, keep.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))  # [B,Q,S,D]
                 x, rows, plen = (first_again(one) for one in (x, keep, plen))  # Q + 1 from here
-                key, value = first_again(key, 2), first_again(value, 2)
-                cos, sin = self._angles(plen.unsqueeze(-1) + rows)  # [B,Q,S,d/2]
-            query = layer.queries(x, cos[:, None, :, None], sin[:, None, :, None])
+                key, value = first_again(key, 3), first_again(value, 3)
+                cos, sin = self._block_angles(plen, rows)
+                mask = self._block_mask(rows, at, plen, state[0])
+                x = x.flatten(1, 2)  # [B,(Q+1)*S,D]
+            query = layer.queries(x, cos, sin)  # [B,K,G,Q*L,d]
             past = (state[2 * index], state[2 * index + 1])
-            own = (at <= rows.unsqueeze(-1))[:, None, :, None]  # [B,1,Q,1,S,L]
-            seen = _seen(plen, past[0])  # [B,1,Q,1,1,P]
-            x = layer.finish(x, _cascade(query, past, (key, value), seen, own))
-        hidden: Tensor = self.final_norm(x)
+            x = layer.finish(x, self._cascade(query, past, (key, value), mask))
+        hidden: Tensor = self.final_norm(x).unflatten(1, (-1, keep.shape[2]))
         return hidden[:, :-1]
 
     def empty_state(self) -> tuple[Tensor, ...]:
@@ -188,12 +188,12 @@ class Decoder(nn.Module):
 
     def full(self, x: Tensor) -> Tensor:
         """One causal forward without padding: x[B,N,D] -> [B,N,D] after the final norm."""
-        cos, sin = self._angles(torch.arange(x.shape[1], device=x.device))
+        cos, sin = self._angles(torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1))
         for layer in _layers(self.layers):
             key, value = layer.keys_values(x, cos, sin)  # [B,K,N,d]
             query = layer.queries(x, cos, sin).flatten(1, 2)  # [B,H,N,d]
             attended = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=1.0, enable_gqa=True
+                query, key, value, is_causal=True, enable_gqa=True
             )
             x = layer.finish(x, attended.unflatten(1, (self.config.kv_heads, -1)))
         hidden: Tensor = self.final_norm(x)
@@ -203,22 +203,72 @@ class Decoder(nn.Module):
         angle = positions.unsqueeze(-1).to(torch.float32) * self.frequencies
         return angle.cos(), angle.sin()
 
+    def _block_angles(self, plen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows[B,Q,S] of blocks behind plen[B,Q] tokens: two [B,Q*S,d/2]."""
+        return self._angles((plen.unsqueeze(-1) + rows).flatten(1))
+
+    def _block_mask(self, rows: Tensor, at: Tensor, plen: Tensor, keys: Tensor) -> Tensor:
+        """What rows[B,Q,S] see of their block's tokens at[L], then of keys[B,K,P,d].
+
+        [B,1,1,Q,S,L+P]
+        """
+        every = torch.arange(keys.shape[2], device=keys.device)
+        seen = (every < plen.unsqueeze(-1)).unsqueeze(2)  # [B,Q,1,P]
+        own = at <= rows.unsqueeze(-1)  # [B,Q,S,L]
+        seen = seen.expand(-1, -1, rows.shape[2], -1)
+        return _mask(torch.cat((own, seen), dim=-1))[:, None, None]
+
+    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """query[...,N,d], key[...,P,d] -> [...,N,P]."""
+        scores: Tensor = query * self.config.head_dim**-0.5 @ key.transpose(-1, -2)
+        return scores
+
+    def _cascade(
+        self,
+        query: Tensor,
+        past: tuple[Tensor, Tensor],
+        own: tuple[Tensor, Tensor],
+        mask: Tensor,
+    ) -> Tensor:
+        """Attend to the shared prefix and to one's own block without copying the prefix per block.
+
+        query[B,K,G,Q*S,d], past[B,K,P,d] twice, own[B,K,1,Q,L,d] twice, mask[B,1,1,Q,S,L+P] ->
+        [B,K,G,Q*S,d].
+        """
+        key, value = own
+        shape = (query.shape[2], *mask.shape[3:5])  # G,Q,S
+        near = self._scores(query.unflatten(3, mask.shape[3:5]), key)  # [B,K,G,Q,S,L]
+        far = self._scores(query.flatten(2, 3), past[0]).unflatten(2, shape)  # [B,K,G,Q,S,P]
+        # the prefix last: tokens of it that a block may not see then only lengthen the sum by zeros
+        weights = (torch.cat((near, far), dim=-1) + mask).softmax(-1)
+        near, far = weights.split((key.shape[4], past[0].shape[2]), dim=-1)
+        seen = (far.flatten(2, 4) @ past[1]).unflatten(2, query.shape[2:4])  # [B,K,G,Q*S,d]
+        attended: Tensor = seen + (near @ value).flatten(3, 4)
+        return attended
+
 
 def first_again(blocks: Tensor, dim: int = 1) -> Tensor:
     """Blocks and the first of them once more, along their own axis."""
     return torch.cat((blocks, blocks.narrow(dim, 0, 1)), dim)
 
 
-def _seen(plen: Tensor, keys: Tensor) -> Tensor:
-    """Which tokens of keys[B,K,P,d] the blocks of plen[B,Q] may see: [B,1,Q,1,1,P]."""
-    at = torch.arange(keys.shape[2], device=keys.device)
-    return (at < plen.unsqueeze(-1))[:, None, :, None, None, :]
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: turn the pair (x[i], x[i + d/2]) by its angle; x[..., d]."""
+    """Rotary positions: turn the pairs (x[i], x[i + d/2]) of every head by their angles.
+
+    x[B,N,H,d], cos and sin[B,N,d/2] -> [B,N,H,d]. In an exported graph it is one operator.
+    """
+    if torch.onnx.is_in_onnx_export():
+        flat = torch.onnx.ops.rotary_embedding(x.flatten(2), cos, sin, num_heads=x.shape[2])
+        turned: Tensor = flat.unflatten(2, x.shape[2:])
+        return turned
     a, b = x.chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def _mask(seen: Tensor) -> Tensor:
+    """What to add to scores: 0 where seen, else so little that its weight is exactly 0."""
+    return torch.where(seen, 0.0, _NEVER)
 
 
 def _frequencies(config: DecoderConfig) -> Tensor:
@@ -239,33 +289,6 @@ def _stretched(plain: Tensor, scaling: RopeScaling) -> Tensor:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, 1: fast
     return (1 - kept) * plain / scaling.factor + kept * plain
-
-
-def _cascade(
-    query: Tensor,
-    past: tuple[Tensor, Tensor],
-    own: tuple[Tensor, Tensor],
-    past_mask: Tensor,
-    own_mask: Tensor,
-) -> Tensor:
-    """Attend to the shared prefix and to one's own block without copying the prefix per block.
-
-    query[B,K,Q,G,S,d], past[B,K,P,d] twice, own[B,K,Q,L,d] twice -> [B,K,Q,G,S,d].
-    """
-    shape, (key, value) = query.shape[2:5], own  # Q,G,S
-    folded = query.flatten(2, 4)  # [B,K,Q*G*S,d]
-    near_query = query.flatten(3, 4)  # [B,K,Q,G*S,d]
-    far = (folded @ past[0].transpose(-1, -2)).unflatten(2, shape)  # [B,K,Q,G,S,P]
-    near = (near_query @ key.transpose(-1, -2)).unflatten(3, shape[1:])  # [B,K,Q,G,S,L]
-    # the prefix last: tokens of it that a block may not see then only lengthen the sum by zeros
-    scores = torch.cat(
-        (torch.where(own_mask, near, _NEVER), torch.where(past_mask, far, _NEVER)), dim=-1
-    )
-    weights = scores.softmax(-1)  # [B,K,Q,G,S,L+P]
-    near, far = weights.split((key.shape[3], past[0].shape[2]), dim=-1)
-    out = (far.flatten(2, 4) @ past[1]).unflatten(2, shape)  # [B,K,Q,G,S,d]
-    attended: Tensor = out + (near.flatten(3, 4) @ value).unflatten(3, shape[1:])
-    return attended
 
 
 def _head_norm(config: DecoderConfig) -> nn.Module:

@@ -25,6 +25,7 @@ from .bundle import Bundle, empty_past, seal
 from .errors import BundleError
 from .folders import replacing
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
+from .lean_graph import inner_values, lean
 from .manifest import (
     GRAPHS,
     PROMPTS_FILE,
@@ -283,8 +284,10 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
     with torch.no_grad():
         # contiguous: strides of a non-contiguous example would enter the graph as unknowns
         state = [x.contiguous() for x in model.prefix(*(t[name] for name in _PREFIX_INPUTS))]
-    cache = [_free(0, 2)] * (2 * model.config.layers)  # P is their third axis
-    evidence = [_free(0, 1)] * (len(state) - len(cache))
+    # one name for the tokens of every tensor: the graphs then work out one shape for all layers
+    tokens = Dim("P", min=0)
+    cache = [{0: Dim.DYNAMIC, 2: tokens}] * (2 * model.config.layers)
+    evidence = [{0: Dim.DYNAMIC, 1: tokens}] * (len(state) - len(cache))
     texts = torch.arange(14).reshape(2, 7) % model.texts.vocabulary
     _write(
         _Entry(model, model.event),
@@ -352,12 +355,8 @@ def _write(
             verbose=False,
         )
     assert program is not None  # dynamo=True always returns one
-    for value in (value for node in program.model.graph for value in node.outputs):
-        if value.is_graph_output():
-            continue
-        # with the shapes at hand ONNX Runtime turns the slices of rotary positions into splits,
-        # which are slower: 3 to 5 % of the time
-        value.shape = value.type = None
+    lean(program.model)
+    for value in inner_values(program.model):
         if value.name in outputs:  # the token lookup is called "embedding" too
             value.name = f"inner_{value.name}"
     weights = program.model.graph.initializers.values()
