@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from feast_anchor.onnx_export.families import FAMILIES, join
 from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
 from feast_anchor.onnx_export.manifest import ModalitySpec
+from feast_anchor.onnx_export.scope import make_scope
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -188,3 +191,11 @@ def _bert_tokenizer() -> Tokenizer:
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=4)
     return tokenizer
+
+
+def build_corpus(
+    events: pa.Table, modalities: Sequence[ModalitySpec], *, cut: datetime, **options: Any
+) -> Corpus:
+    """All families' questions about some events; options as of `make_scope`, entity included."""
+    scope = make_scope(events, modalities, cut=cut, **options)
+    return join([make(scope) for make in FAMILIES.values()])

@@ -12,8 +12,7 @@ from feast_anchor.onnx_export.batches import YES_NO, Batch, Batches
 from feast_anchor.onnx_export.corpus import Corpus
 from feast_anchor.onnx_export.inputs import Ints
 from feast_anchor.onnx_export.losses import contrastive
-from feast_anchor.onnx_export.questions import build_corpus
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events, tiny_words
+from tiny import TINY_CUT, TINY_MODALITIES, build_corpus, tiny_events, tiny_words
 
 
 @pytest.fixture(scope="module")

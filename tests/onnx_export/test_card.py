@@ -11,9 +11,8 @@ from feast_anchor.onnx_export.card import data_digests, identity
 from feast_anchor.onnx_export.corpus import Corpus, read_events
 from feast_anchor.onnx_export.curves import Curves, draw_curves
 from feast_anchor.onnx_export.manifest import read_manifest
-from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.settings import TrainConfig
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, build_corpus, tiny_events
 
 
 def digests(table: pa.Table, held_out: tuple[str, ...] = ()) -> dict[str, str]:

@@ -11,8 +11,7 @@ from feast_anchor.onnx_export.corpus import Triple
 from feast_anchor.onnx_export.errors import SourceError
 from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
 from feast_anchor.onnx_export.manifest import ModalitySpec
-from feast_anchor.onnx_export.questions import build_corpus
-from tiny import TINY_CUT, TINY_MODALITIES, TINY_START, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, TINY_START, build_corpus, tiny_events
 
 DAY = 86_400_000_000
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,13 @@ from feast_anchor.onnx_export.corpus_statistics import statistics
 from feast_anchor.onnx_export.corpus_store import (
     build_or_read,
     read_corpus,
+    read_for,
     read_meta,
 )
 from feast_anchor.onnx_export.errors import SourceError
 from feast_anchor.onnx_export.families import FAMILIES, Family
-from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.scope import Scope, make_scope
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, build_corpus, tiny_events
 
 HELD = [f"u{number:03d}" for number in range(0, 30, 4)]
 
@@ -244,3 +245,25 @@ def test_the_most_unbalanced_question_comes_first(tmp_path: Path) -> None:
     columns = (column[column >= 0] for column in corpus.labels.T)
     shares = [np.bincount(column).max() / len(column) for column in columns]
     assert worst[0].share == pytest.approx(max(shares), abs=1e-4)
+
+
+def test_training_reads_what_a_writer_added(tmp_path: Path) -> None:
+    """A stored corpus is read for its scope with the writer's questions, not for another scope."""
+
+    def twice(corpus: Corpus) -> Corpus:
+        again = (*corpus.questions, replace(corpus.questions[0], phrasings=("Written?",)))
+        labels = np.hstack((corpus.labels, corpus.labels[:, :1]))
+        return replace(corpus, questions=again, labels=labels)
+
+    folder = tmp_path / "corpus"
+    written = build_or_read(folder, tiny_scope(), extend=twice, extend_key="writer 1")
+    found, fingerprint = read_for(folder, tiny_scope(), FAMILIES)
+    assert_equal(found, written)
+    assert found.questions[-1].phrasings == ("Written?",)
+    assert fingerprint == read_meta(folder)["fingerprint"]
+    with pytest.raises(SourceError, match=r"differs in \['seed'\]"):
+        read_for(folder, replace(tiny_scope(), seed=1), FAMILIES)
+    with pytest.raises(SourceError, match=r"differs in \['families'\]"):
+        read_for(folder, tiny_scope(), {"general": FAMILIES["general"]})
+    with pytest.raises(SourceError, match="no finished corpus"):
+        read_for(tmp_path / "nothing", tiny_scope(), FAMILIES)

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -79,44 +76,3 @@ def test_only_one_part_has_a_graph_at_a_time() -> None:
     assert events == ["a computed", "a done", "b computed", "b done"]
     assert weight.grad is not None
     assert weight.grad.tolist() == [8.0, 8.0]
-
-
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    """Five histories on one process and two on another: the mean of their gradients is the big
-    batch's, for every loss.
-    """
-    command = [sys.executable, __file__, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, rank], stderr=subprocess.PIPE) for rank in ("0", "1")]
-    for process in ranks:
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr.decode()
-    for name, loss in LOSSES.items():
-        parts = [torch.tensor(read(tmp_path / f"{name}-{rank}")) for rank in (0, 1)]
-        assert (parts[0] - parts[1]).abs().max() > 1e-4  # each did its own share
-        assert (torch.stack(parts).mean(0) - one_batch(loss)).abs().max() < 1e-6
-
-
-def read(path: Path) -> list[float]:
-    return [float(number) for number in path.read_text().split()]
-
-
-def work(folder: Path, rank: int) -> None:
-    """What each process of the test above does: its histories, everybody's negatives."""
-    import torch.distributed as dist
-
-    from feast_anchor.onnx_export.negatives import gather
-
-    meeting = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    for name, loss in LOSSES.items():
-        tower, users, answers, target, same = big_batch()
-        own = slice(0, 5) if rank == 0 else slice(5, 7)
-        everybody = gather(embed(tower, users[own]))
-        loss(everybody, embed(tower, answers), gather(target[own]), same).backward()
-        numbers = " ".join(str(float(number)) for number in gradients(tower))
-        (folder / f"{name}-{rank}").write_text(numbers)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), int(sys.argv[2]))

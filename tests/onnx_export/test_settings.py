@@ -57,6 +57,8 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ("timezone = 'Europe/Atlantis'", "timezone='Europe/Atlantis' is no time zone"),
         ("even = -0.1", "even=-0.1, expected at least 0"),
         ("contrastive = -1", "contrastive=-1.0, expected at least 0"),
+        ("chunk = -1", "chunk=-1, expected at least 0"),
+        ("loss = 'papre'", "loss='papre': Input should be 'split', 'paper' or 'demo'"),
         ("alike = -1", "alike=-1.0, expected at least 0"),
         ("mask = 1", "mask=1: Input should be a valid boolean"),
         ("families = []", "families=(), expected some of ('general', 'behaviour', 'attributes')"),

@@ -20,7 +20,6 @@ from feast_anchor.onnx_export.errors import BundleError, SpecError
 from feast_anchor.onnx_export.fitting import Progress, Store
 from feast_anchor.onnx_export.lora import lora_parameters
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
-from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.settings import TrainConfig
 from feast_anchor.onnx_export.text_encoder import OwnTextEncoder
 from feast_anchor.onnx_export.threads import one_thread
@@ -31,7 +30,7 @@ from feast_anchor.onnx_export.weights import read_model
 from feast_anchor.transforms.events import ROW_SCHEMA
 from feast_anchor.transforms.histories import build_histories
 from feast_anchor.transforms.scoring import Question, Scorer
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, build_corpus, tiny_events
 
 VOCABULARY = 320  # of the table; the tokenizer has fewer, as with real checkpoints
 RANK = 13  # no other width of the model

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,12 +16,18 @@ from feast_anchor.onnx_export.errors import SourceError, SpecError
 from feast_anchor.onnx_export.fitting import Progress, Store, Trace
 from feast_anchor.onnx_export.manifest import read_manifest
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
-from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.settings import TrainConfig
 from feast_anchor.onnx_export.threads import one_thread
 from feast_anchor.onnx_export.training import train_bundle
 from feast_anchor.onnx_export.validation import Scores, split
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_config, tiny_events, tiny_sentence_encoder
+from tiny import (
+    TINY_CUT,
+    TINY_MODALITIES,
+    build_corpus,
+    tiny_config,
+    tiny_events,
+    tiny_sentence_encoder,
+)
 
 SIZES = ModelConfig(text=16, key=8, hidden=16, ff=24, readout=16, head_hidden=16, embedding=16)
 CONFIG = TrainConfig(model=SIZES, steps=3, histories=8, questions=6, snapshots=2, topics=3)
@@ -294,9 +301,7 @@ def test_alike_weighs_the_distance_between_phrasings() -> None:
     without, double = (
         objective.batch_loss(model, batch, replace(still, alike=weight), 0) for weight in (0.0, 2.0)
     )
-    users = objective._vectors(
-        model, batch, objective._query(model, batch), objective._state(model, batch)
-    )[0]
+    users = objective.embed(model, batch)[0]
     apart = objective._apart(users, batch)
     assert float(apart) > 0
     torch.testing.assert_close(double, without + 2.0 * apart)
@@ -328,6 +333,52 @@ def test_every_weight_is_trained(config: ModelConfig) -> None:
     objective.batch_loss(model.train(), batch, CONFIG, 2).backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
+
+
+@pytest.mark.parametrize("loss", ["split", "paper", "demo"])
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_chunks_give_the_gradient_of_the_batch(
+    loss: Literal["split", "paper", "demo"], chunk: int
+) -> None:
+    """In chunks of histories, the last one smaller, loss and gradient are those of all at once."""
+    config = replace(CONFIG, query_noise=0.0, loss=loss)
+    model, batch = model_and_batch(silent=0.2)
+
+    def found(size: int) -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        value = objective.backward(model, batch, replace(config, chunk=size), 2, 0.5)
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return value, torch.cat(gradients)
+
+    (value, gradient), (cached, in_chunks) = found(0), found(chunk)
+    assert value == pytest.approx(cached, rel=1e-5)
+    whole = objective.batch_loss(model, batch, config, 2)
+    assert value == pytest.approx(0.5 * float(whole.detach()))
+    assert gradient.abs().max() > 1e-2
+    assert (gradient - in_chunks).abs().max() < 1e-5 * gradient.abs().max()
+
+
+def test_chunks_see_the_same_noise_both_times() -> None:
+    """Each chunk is computed twice. With noise and dropout the gradient is still that of the loss
+    under one draw of them: a small step against it lowers the loss by step * norm.
+    """
+    config = replace(CONFIG, query_noise=0.5, chunk=3)
+    model, batch = model_and_batch(replace(SIZES, dropout=0.3))
+    model.train()
+
+    def loss() -> float:
+        model.zero_grad()
+        torch.manual_seed(7)
+        return objective.backward(model, batch, config, 2)
+
+    before = loss()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    norm = float(torch.cat([g.flatten() for g in gradients]).norm())
+    step = 1e-3
+    with torch.no_grad():
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.sub_(step * gradient / norm)
+    assert before - loss() == pytest.approx(step * norm, rel=0.05)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # slower, not wrong

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from feast_anchor.onnx_export import validation
 from feast_anchor.onnx_export.corpus import Corpus
-from feast_anchor.onnx_export.questions import build_corpus
 from feast_anchor.onnx_export.validation import Scores, evaluate, split
-from tiny import TINY_CUT, TINY_MODALITIES, tiny_events
+from tiny import TINY_CUT, TINY_MODALITIES, build_corpus, tiny_events
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from feast_anchor.onnx_export.corpus_store import read_corpus
+from feast_anchor.onnx_export.manifest import read_manifest
 from feast_anchor.plugin.cli import app
 from shop import make_tables, write_tables
 
@@ -74,3 +75,35 @@ def test_a_wrong_endpoint_is_one_message(repo: Path) -> None:
     assert code == 1
     assert "expected a URL such as" in output
     assert "Traceback" not in output
+
+
+def train(repo: Path, *more: str) -> tuple[int, str]:
+    arguments = ["train", "--repo", str(repo), "--modalities", "shop_events:MODALITIES"]
+    arguments += ["--cut", "2024-02-20T00:00:00", "--config", str(repo / "train.toml")]
+    result = CliRunner().invoke(app, [*arguments, *more], env=WIDE)
+    return result.exit_code, result.output + result.stderr
+
+
+def test_what_is_stored_is_what_train_asks(repo: Path) -> None:
+    """Training on the stored corpus gives the very bundle that training without it gives: clock
+    and families of the settings count for both. Other options are refused, and named.
+    """
+    (repo / "train.toml").write_text(
+        "snapshots = 2\ntopics = 3\nsteps = 1\nhistories = 4\nquestions = 4\n"
+        'timezone = "Asia/Tokyo"\n'
+        'families = ["general", "attributes"]\n[model]\nhidden = 16\nff = 24\ntext = 16\n'
+    )
+    stored = ("--config", str(repo / "train.toml"))
+    assert build(repo, *stored)[0] == 0
+    folders = {"anew": (), "stored": ("--corpus", str(repo / "corpus"))}
+    for name, more in folders.items():
+        code, output = train(repo, "--out", str(repo / name / "shopper"), *more)
+        assert code == 0, output
+    anew, of_stored = (read_manifest(repo / name / "shopper") for name in folders)
+    assert anew.digest == of_stored.digest
+    meta = json.loads((repo / "corpus" / "meta.json").read_text("utf-8"))
+    assert (anew.training["corpus"], of_stored.training["corpus"]) == (None, meta["fingerprint"])
+    code, output = train(repo, "--out", str(repo / "other"), *folders["stored"], "--seed", "5")
+    assert code == 1
+    assert "it differs in ['rows', 'seed']" in output
+    assert not (repo / "other").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,21 @@ class Batch:
     target: Tensor  # int64 [B, Q] position in answers, -1 for none
     says: Tensor  # int64 [B, Q] 1 where the target says yes, 0 where it says no, -1 for others
     same: Tensor  # bool [Q, A] whether the answer belongs to the question
+
+    def only(self, rows: Tensor) -> Batch:
+        """Some of the histories, int64 [b], asked the same; event texts that they do not have go.
+
+        Padding that was there stays.
+        """
+        distinct, text = torch.unique(self.text[rows], return_inverse=True)
+        own = {name: getattr(self, name)[rows] for name in _OF_HISTORIES}
+        return replace(self, texts=self.texts[distinct], text=text, **own)
+
+
+_OF_HISTORIES = (
+    *("features", "modality", "days", "plen", "now", "context"),
+    *("query", "ids", "qlen", "target", "says"),
+)
 
 
 @dataclass(frozen=True)

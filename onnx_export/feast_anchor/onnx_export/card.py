@@ -35,8 +35,12 @@ def identity(
     entity: str,
     cut: datetime,
     config: TrainConfig,
+    stored: str | None = None,
 ) -> dict[str, Any]:
-    """All that decides which weights a run ends in, as JSON; two runs with one are one run."""
+    """All that decides which weights a run ends in, as JSON; two runs with one are one run.
+
+    `stored` is the fingerprint of a stored corpus, None where the questions were asked anew.
+    """
     settings = asdict(config)
     settings.pop("checkpoint_every")  # decides when, not what
     settings["families"] = list(config.families)  # as JSON gives it back
@@ -46,6 +50,7 @@ def identity(
         "pretrained": pretrained_digests(config),
         "modalities": [modality.model_dump(mode="json") for modality in modalities],
         "entity": entity,
+        "corpus": stored,
         "cut": cut.isoformat(),
         "device": device().type,
         "versions": versions(),
@@ -53,14 +58,23 @@ def identity(
 
 
 def run_card(
-    corpus: Corpus, parts: tuple[Ints, Ints], config: TrainConfig, cut: datetime, trace: Trace
+    corpus: Corpus,
+    parts: tuple[Ints, Ints],
+    config: TrainConfig,
+    cut: datetime,
+    trace: Trace,
+    stored: str | None = None,
 ) -> dict[str, Any]:
-    """What goes into the manifest; `parts` are the snapshots trained and validated on."""
+    """What goes into the manifest; `parts` are the snapshots trained and validated on.
+
+    `stored` as in `identity`.
+    """
     tenths = np.array_split(np.array(trace.losses), min(10, len(trace.losses)))
     return {
         "config": asdict(config),
         "data": {"rows": len(corpus.events.times), "sha256": data_digests(corpus.events)},
         "pretrained": pretrained_digests(config),
+        "corpus": stored,
         "cut": cut.isoformat(),
         "users": len(corpus.events.users),
         "validation_users": len(np.unique(corpus.user[parts[1]])),

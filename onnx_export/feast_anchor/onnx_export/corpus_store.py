@@ -113,6 +113,24 @@ def read_corpus(folder: Path) -> Corpus:
     )
 
 
+def read_for(folder: Path, scope: Scope, families: Mapping[str, Family]) -> tuple[Corpus, str]:
+    """The stored corpus of a scope, whatever a writer added to it, and its fingerprint.
+
+    Raises:
+        SourceError: as `read_corpus` does, and for a corpus of another scope or other families.
+    """
+    meta = read_meta(folder)
+    stored: dict[str, Any] = meta["settings"]
+    asked = _settings(scope, tuple(families), stored["extension"])
+    if canonical_sha256(asked) != meta["fingerprint"]:
+        other = sorted(name for name in asked if stored.get(name) != asked[name])
+        raise SourceError(
+            f"the corpus in {folder} is not what these options ask for: it differs in {other}; "
+            "build it again with the options of this training (`feast-anchor corpus`)"
+        )
+    return read_corpus(folder), meta["fingerprint"]
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """The record of a finished corpus: settings, versions, statistics, file digests."""
     path = folder / META_FILE

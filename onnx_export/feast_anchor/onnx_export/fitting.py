@@ -35,7 +35,7 @@ from .checkpoints import (
 )
 from .inputs import Ints
 from .model import Anchor
-from .objective import batch_loss
+from .objective import backward
 from .settings import TrainConfig
 from .validation import evaluate
 
@@ -215,13 +215,7 @@ class _Run:
         torch.manual_seed(1_000_003 * self.config.seed + step)  # dropout and noise of this step
         self.model.train()
         for batch in map(self._moved, batches):
-            with torch.autocast(
-                self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
-            ):
-                loss = batch_loss(self.model, batch, self.config, write)
-                loss = loss / len(batches)
-            loss.backward()
-            total += float(loss.detach())
+            total += backward(self.model, batch, self.config, write, 1 / len(batches))
             self.trace.pairs += int((batch.target >= 0).sum())
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimiser.param_groups:

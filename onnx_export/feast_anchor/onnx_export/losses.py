@@ -3,9 +3,9 @@
 Every contrastive loss here is InfoNCE: of a positive similarity and many negative ones, the
 negative log-probability of the positive. They differ in what they count as negative.
 
-`contrastive` is what training uses. It tells two sorts of negatives apart. Answers of the *same*
-question ("yes, produce", "no, produce") are negatives by construction. Answers of *other*
-questions may happen to be true of this user.
+`contrastive` is what training uses unless told otherwise ("split" in the settings). It tells two
+sorts of negatives apart. Answers of the *same* question ("yes, produce", "no, produce") are
+negatives by construction. Answers of *other* questions may happen to be true of this user.
 
 `infonce` is the loss of Query-as-Anchor (arXiv 2602.14492) in the two forms in which its authors
 give it, for comparison.

@@ -1,4 +1,4 @@
-"""From a batch to the number that training lowers: `batch_loss`, a black box to the trainer.
+"""From a batch to the number that training lowers, and its gradient: `backward`.
 
 Four terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer
 to a plain "yes" than to a plain "no" where the answer says yes (that is what the zero-shot score
@@ -9,33 +9,87 @@ phrasings that nobody wrote down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .batches import Batch
-from .losses import MARGIN, contrastive, next_token, yes_or_no
+from .losses import MARGIN, contrastive, infonce, next_token, yes_or_no
 from .model import Anchor
+from .negatives import cached_backward
 from .settings import TrainConfig
+
+
+def backward(
+    model: Anchor, batch: Batch, config: TrainConfig, write: int, share: float = 1.0
+) -> float:
+    """Add `share` of a batch's gradient to the parameters and return the loss times `share`.
+
+    `write` questions also take the next-token loss, 0 for none. With `config.chunk` only so many
+    histories have a graph at once, whatever the batch holds, and all of them are still each
+    other's negatives (`negatives.cached_backward`). The gradient is that of the batch as a whole,
+    but for noise and dropout, which are drawn by the chunk.
+    """
+    if not 0 < config.chunk < len(batch.target):
+        with _autocast(batch):
+            loss = share * batch_loss(model, batch, config, write)
+        loss.backward()
+        return float(loss.detach())
+    chunks = [batch.only(rows) for rows in torch.arange(len(batch.target)).split(config.chunk)]
+    seed = int(torch.randint(2**31, ()))  # the same noise and dropout both times
+
+    def answers() -> Tensor:
+        with _seeded(batch, seed):
+            return _answers(model, batch)
+
+    def users(number: int, chunk: Batch) -> Tensor:
+        with _seeded(batch, seed + 1 + number):
+            return _users(model, chunk, _noisy_query(model, chunk, config), _state(model, chunk))
+
+    def loss_of(vectors: Sequence[Tensor]) -> Tensor:
+        with _autocast(batch):
+            return share * _vector_loss(torch.cat(tuple(vectors[1:])), vectors[0], batch, config)
+
+    parts = [partial(users, number, chunk) for number, chunk in enumerate(chunks)]
+    total = float(cached_backward([answers, *parts], loss_of))
+    tokens = [_tokens(chunk, write) for chunk in chunks]
+    for chunk, own in zip(chunks, tokens, strict=True):
+        if own:
+            with _autocast(batch):
+                written = answer_loss(
+                    model, chunk, _noisy_query(model, chunk, config), _state(model, chunk), write
+                )
+                written = written * (share * own / sum(tokens))
+            written.backward()
+            total += float(written.detach())
+    return total
 
 
 def batch_loss(model: Anchor, batch: Batch, config: TrainConfig, write: int) -> Tensor:
     """The objective of one batch; `write` questions also take the next-token loss, 0 for none."""
     state = _state(model, batch)
-    query = _query(model, batch)
-    if config.query_noise:
-        asked = (batch.query >= 0).unsqueeze(-1)
-        query = query + config.query_noise * query.std() * torch.randn_like(query) * asked
-    users, answers = _vectors(model, batch, query, state)
-    margin = MARGIN if config.mask else None
-    loss = config.contrastive * contrastive(users, answers[:-2], batch.target, batch.same, margin)
-    loss = loss + config.plain * yes_or_no(users, answers[-2], answers[-1], batch.says)
-    if config.alike:
-        loss = loss + config.alike * _apart(users, batch)
+    query = _noisy_query(model, batch, config)
+    answers, users = _answers(model, batch), _users(model, batch, query, state)
+    loss = _vector_loss(users, answers, batch, config)
     if write:
         loss = loss + answer_loss(model, batch, query, state, write)
     return loss
+
+
+def _vector_loss(users: Tensor, answers: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
+    """The terms that need every vector of the batch: users [B,Q,N], answers [A + 2,N]."""
+    margin = MARGIN if config.mask else None
+    told = answers[:-2]
+    if config.loss == "split":
+        contrasted = contrastive(users, told, batch.target, batch.same, margin)
+    else:
+        contrasted = infonce(users, told, batch.target, config.loss, margin)
+    loss = config.contrastive * contrasted
+    loss = loss + config.plain * yes_or_no(users, answers[-2], answers[-1], batch.says)
+    return loss + config.alike * _apart(users, batch) if config.alike else loss
 
 
 def _apart(users: Tensor, batch: Batch) -> Tensor:
@@ -47,8 +101,8 @@ def _apart(users: Tensor, batch: Batch) -> Tensor:
 
 def embed(model: Anchor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Vectors of length 1 of the batch's histories and questions [B,Q,N] and its answers [A,N]."""
-    users, answers = _vectors(model, batch, _query(model, batch), _state(model, batch))
-    return users, answers[:-2]
+    users = _users(model, batch, _query(model, batch), _state(model, batch))
+    return users, _answers(model, batch)[:-2]
 
 
 def answer_loss(
@@ -81,15 +135,22 @@ def answer_hidden(
     return model.decoder.suffix(x, rows, model.lead + plen, state), tokens
 
 
-def _vectors(
-    model: Anchor, batch: Batch, query: Tensor, state: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _answers(model: Anchor, batch: Batch) -> Tensor:
     spoken = model.texts.vectors(batch.answer_texts)
-    answers = model.answer(batch.answers, batch.answer_length, spoken)
-    prompt = _no_prompt(model)
+    return model.answer(batch.answers, batch.answer_length, spoken)
+
+
+def _users(model: Anchor, batch: Batch, query: Tensor, state: Sequence[Tensor]) -> Tensor:
     asked = (batch.ids, batch.qlen, batch.plen, batch.now, batch.context, query)
-    users = model.suffix(*asked, prompt, state)
-    return users, answers
+    return model.suffix(*asked, _no_prompt(model), state)
+
+
+def _noisy_query(model: Anchor, batch: Batch, config: TrainConfig) -> Tensor:
+    query = _query(model, batch)
+    if not config.query_noise:
+        return query
+    asked = (batch.query >= 0).unsqueeze(-1)
+    return query + config.query_noise * query.std() * torch.randn_like(query) * asked
 
 
 def _query(model: Anchor, batch: Batch) -> Tensor:
@@ -106,3 +167,21 @@ def _state(model: Anchor, batch: Batch) -> tuple[Tensor, ...]:
     vectors = model.texts.vectors(batch.texts)[batch.text]  # [N,E] -> [B,T,E]
     vectors = vectors * (batch.modality >= 0).unsqueeze(-1)
     return model.prefix(vectors, batch.features, batch.modality, batch.days)
+
+
+def _tokens(batch: Batch, write: int) -> int:
+    """Tokens of answers that the next-token loss of `write` questions is a mean over."""
+    target = batch.target[:, :write]
+    return int(batch.answer_length[target.clamp(min=0)][target >= 0].sum())
+
+
+def _autocast(batch: Batch) -> torch.autocast:
+    kind = batch.target.device.type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda")
+
+
+@contextmanager
+def _seeded(batch: Batch, seed: int) -> Iterator[None]:
+    torch.manual_seed(seed)
+    with _autocast(batch):
+        yield

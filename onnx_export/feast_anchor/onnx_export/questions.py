@@ -8,68 +8,18 @@ other. What is asked is in `asked_events` and `asked_profiles`; this module keep
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
-import pyarrow as pa
 
 from .corpus import DAY, Corpus, Question, rows_before
 from .inputs import Ints
-from .manifest import ModalitySpec
 
 _OTHERS = ("this customer", "this user", "this person")
 _SPANS = {7: "week", 28: "four weeks", 91: "three months"}
-
-
-def build_corpus(
-    table: pa.Table,
-    modalities: Sequence[ModalitySpec],
-    *,
-    cut: datetime,
-    entity: str,
-    held_out: Collection[str] = (),
-    snapshots_per_user: int = 8,
-    topics: int = 60,
-    timezone: str = "UTC",
-    seed: int = 0,
-    families: Collection[str] | None = None,
-) -> Corpus:
-    """Build every training example of an event table; the same input gives the same corpus.
-
-    Args:
-        table: canonical events (`inputs.EVENT_SCHEMA`), in any order.
-        modalities: what `modality` indexes.
-        cut: tz-aware; nothing at or after it is read.
-        entity: what a user is called in questions, such as "household".
-        held_out: users that never enter.
-        snapshots_per_user: as-of times per user.
-        topics: most topics per modality.
-        timezone: the clock that "in the morning" is meant on, an IANA name.
-        seed: fixes the as-of times.
-        families: names in `families.FAMILIES` of those that ask; None for all.
-
-    Raises:
-        SourceError: there is nothing to train on or the table is not as declared.
-    """
-    from .families import FAMILIES, join
-    from .scope import make_scope
-
-    scope = make_scope(
-        table,
-        modalities,
-        cut=cut,
-        entity=entity,
-        held_out=held_out,
-        snapshots_per_user=snapshots_per_user,
-        topics=topics,
-        timezone=timezone,
-        seed=seed,
-    )
-    wanted = FAMILIES if families is None else families
-    return join([make(scope) for name, make in FAMILIES.items() if name in wanted])
 
 
 class Maker:

@@ -101,7 +101,18 @@ def make_scope(
     timezone: str = "UTC",
     seed: int = 0,
 ) -> Scope:
-    """Read what training may read and fix the rows; arguments as of `questions.build_corpus`.
+    """Read what training may read and fix the rows; the same input gives the same scope.
+
+    Args:
+        table: canonical events (`inputs.EVENT_SCHEMA`), in any order.
+        modalities: what `modality` indexes.
+        cut: tz-aware; nothing at or after it is read.
+        entity: the entity's name or join key; questions say "household" for "household_id".
+        held_out: users that never enter.
+        snapshots_per_user: as-of times per user.
+        topics: most topics per modality.
+        timezone: the clock that "in the morning" is meant on, an IANA name.
+        seed: fixes the as-of times.
 
     Raises:
         SourceError: there is nothing to train on or the table is not as declared.

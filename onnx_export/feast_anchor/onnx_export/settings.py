@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,6 +32,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     steps: int = 200  # optimiser steps; the only budget
     histories: int = 48  # histories per batch
+    chunk: int = 0  # histories of a batch in memory at once, all still negatives; 0 for all
     questions: int = 24  # asked of each history in one batch; half as many in two ways with `alike`
     families: tuple[str, ...] = ("general", "behaviour", "attributes")  # of questions
     even: float = 0.6  # 1 draws every family equally often, 0 every question
@@ -39,6 +40,7 @@ class TrainConfig:
     learning_rate: float = 3e-3  # peak; warms up for 5 % of the steps, then falls as a cosine
     weight_decay: float = 0.2  # AdamW
     contrastive: float = 1.0  # weight of InfoNCE against answers and other users
+    loss: Literal["split", "paper", "demo"] = "split"  # form of InfoNCE; see `losses`
     mask: bool = True  # leave out negatives that look true (`losses.MARGIN`)
     plain: float = 1.0  # weight of telling a plain yes from a plain no
     alike: float = 0.5  # weight of the distance between two ways to put one question
@@ -100,13 +102,8 @@ class TrainConfig:
 
 _AT_LEAST_ONE = ("steps", "histories", "questions", "accumulate", "ntp_every", "snapshots")
 _AT_LEAST_NONE = (
-    "learning_rate",
-    "weight_decay",
-    "ntp_questions",
-    "patience",
-    "checkpoint_every",
-    "query_noise",
-    *("even", "contrastive", "plain", "alike"),
+    *("learning_rate", "weight_decay", "ntp_questions", "patience", "checkpoint_every", "chunk"),
+    *("query_noise", "even", "contrastive", "plain", "alike"),
 )
 _LEAST = (
     dict.fromkeys((*_AT_LEAST_ONE, "topics", "vocab", "evaluate_every"), 1)

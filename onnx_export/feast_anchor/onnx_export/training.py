@@ -22,13 +22,15 @@ from .backbones import Backbone, read_backbone
 from .batches import YES_NO, Batches
 from .card import identity, run_card, write_card
 from .corpus import Corpus
+from .corpus_store import read_for
 from .errors import SourceError, SpecError
 from .export import BundleInfo, export_bundle
+from .families import FAMILIES, Family, join
 from .fitting import Progress, Store, fit
 from .lora import add_lora, merge_lora
 from .manifest import Manifest, ModalitySpec
 from .model import Anchor
-from .questions import build_corpus
+from .scope import Scope, make_scope
 from .sentence import read_sentence_encoder
 from .settings import TrainConfig
 from .text_encoder import OwnTextEncoder, PretrainedTextEncoder, TextEncoder
@@ -49,6 +51,7 @@ def train_bundle(
     entity: str,
     held_out: Collection[str] = (),
     config: TrainConfig | None = None,
+    corpus_folder: Path | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Train a model on the events before `cut` and write it as a bundle.
@@ -62,32 +65,32 @@ def train_bundle(
         entity: the entity's name or join key; questions say "household" for "household_id".
         held_out: users that never enter training.
         config: budget and sizes; the default suits a laptop.
+        corpus_folder: a stored corpus of the same events and settings, which may hold a writer's
+            questions; None to ask the questions anew.
         on_progress: called with what is being done and the share done, 0 to 1.
 
     Raises:
-        SourceError: there is nothing to train on or the table is not as declared.
+        SourceError: there is nothing to train on, the table is not as declared, or the stored
+            corpus is of other events or settings.
         SpecError: the checkpoint is of another run, or the model's sizes do not fit.
         BundleError: the exported graphs disagree with the model, or `out` is something else.
     """
     config = config or TrainConfig()
     report = on_progress or (lambda message, fraction: None)
     report("building training examples", 0.0)
-    corpus = build_corpus(
-        events,
-        modalities,
-        cut=cut,
-        entity=entity.removesuffix("_id").replace("_", " "),
-        held_out=held_out,
-        snapshots_per_user=config.snapshots,
-        topics=config.topics,
-        timezone=config.timezone,
-        seed=config.seed,
-        families=config.families,
+    scope = training_scope(
+        events, modalities, cut=cut, entity=entity, held_out=held_out, config=config
     )
+    families = training_families(config)
+    if corpus_folder is None:
+        corpus, stored = join([make(scope) for make in families.values()]), None
+    else:
+        corpus, stored = read_for(corpus_folder, scope, families)
     _require_examples(corpus)
     parts = split(corpus, config.validation_share)
     store = Store(
-        _beside(out, ".training.safetensors"), identity(corpus, modalities, entity, cut, config)
+        _beside(out, ".training.safetensors"),
+        identity(corpus, modalities, entity, cut, config, stored),
     )
     with one_thread(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
@@ -115,7 +118,7 @@ def train_bundle(
             modalities=tuple(modalities),
             max_text_tokens=config.max_text_tokens,
             max_query_tokens=config.max_query_tokens,
-            training=run_card(corpus, parts, config, cut, trace),
+            training=run_card(corpus, parts, config, cut, trace, stored),
         )
         manifest = export_bundle(
             model, words.tokenizer, info, out, text_tokenizer=words.text_tokenizer
@@ -124,6 +127,34 @@ def train_bundle(
     store.path.unlink(missing_ok=True)
     report("done", 1.0)
     return manifest
+
+
+def training_scope(
+    events: pa.Table,
+    modalities: Sequence[ModalitySpec],
+    *,
+    cut: datetime,
+    entity: str,
+    held_out: Collection[str],
+    config: TrainConfig,
+) -> Scope:
+    """What a run of these settings may ask about; arguments and errors as of `train_bundle`."""
+    return make_scope(
+        events,
+        modalities,
+        cut=cut,
+        entity=entity,
+        held_out=held_out,
+        snapshots_per_user=config.snapshots,
+        topics=config.topics,
+        timezone=config.timezone,
+        seed=config.seed,
+    )
+
+
+def training_families(config: TrainConfig) -> dict[str, Family]:
+    """Who asks in a run of these settings, by name."""
+    return {name: make for name, make in FAMILIES.items() if name in config.families}
 
 
 def _beside(out: Path, ending: str) -> Path:

@@ -44,6 +44,15 @@ def train(
     repo: RepoOption = Path("."),
     held_out: HeldOutOption = None,
     config: ConfigOption = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="What `feast-anchor corpus` stored with the same options: its questions, a "
+            "writer's among them, are trained on instead of being asked anew.",
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps, in place of the file's.")
     ] = None,
@@ -70,6 +79,7 @@ def train(
             out=out.absolute(),
             held_out=keys,
             config=train_settings(config, steps, seed, report),
+            corpus=corpus.absolute() if corpus else None,
             on_progress=report,
         )
         console.print(f"Wrote {out}, digest {manifest.digest}; curves in {out}.card")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,20 @@ from rich.table import Table
 
 from feast_anchor.onnx_export.corpus_statistics import Statistics, statistics
 from feast_anchor.onnx_export.corpus_store import REPLIES, build_or_read
-from feast_anchor.onnx_export.scope import Scope, make_scope
 
-from .train import Progress, load_modalities, read_events, sources_of, train_settings
+from .train import (
+    Progress,
+    load_modalities,
+    needs_train_extra,
+    read_events,
+    sources_of,
+    train_settings,
+)
 
 if TYPE_CHECKING:
+    from feast_anchor.onnx_export.corpus import Corpus
     from feast_anchor.onnx_export.endpoint import Endpoint
+    from feast_anchor.onnx_export.scope import Scope
     from feast_anchor.onnx_export.writer import Writer
 
 
@@ -60,36 +69,33 @@ def store_corpus_from_repo(
     declared = load_modalities(repo, modalities)
     sources, entity = sources_of(declared, repo, cut)
     chosen = train_settings(config, None, seed, report)
-    scope = make_scope(
+    with needs_train_extra():
+        from feast_anchor.onnx_export.training import training_families, training_scope
+    scope = training_scope(
         read_events(sources, cut),
         [modality.declaration().as_spec() for modality in declared],
         cut=cut,
         entity=entity,
         held_out=held_out,
-        snapshots_per_user=chosen.snapshots,
-        topics=chosen.topics,
-        seed=chosen.seed,
+        config=chosen,
+    )
+    build = partial(
+        build_or_read, out, scope, families=training_families(chosen), on_progress=report
     )
     if endpoint is None:
-        return StoredCorpus(statistics(build_or_read(out, scope, on_progress=report)), "")
-    return _written(out, scope, endpoint, max_requests, report)
+        return StoredCorpus(statistics(build()), "")
+    return _written(out, scope, endpoint, max_requests, build)
 
 
 def _written(
-    out: Path, scope: Scope, endpoint: Endpoint, max_requests: int, report: Progress
+    out: Path, scope: Scope, endpoint: Endpoint, max_requests: int, build: Callable[..., Corpus]
 ) -> StoredCorpus:
     from feast_anchor.onnx_export.endpoint import Client
     from feast_anchor.onnx_export.writer import Writer, WriterConfig, writer_key
 
     config = WriterConfig(max_requests=max_requests)
     writer = Writer(scope, Client(endpoint, out / REPLIES, max_requests), config)
-    corpus = build_or_read(
-        out,
-        scope,
-        extend=writer.extend,
-        extend_key=writer_key(endpoint, config),
-        on_progress=report,
-    )
+    corpus = build(extend=writer.extend, extend_key=writer_key(endpoint, config))
     return StoredCorpus(statistics(corpus), _told(writer))
 
 

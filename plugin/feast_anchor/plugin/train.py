@@ -50,6 +50,7 @@ def train_bundle_from_repo(
     out: Path,
     held_out: Collection[str] = (),
     config: TrainConfig | None = None,
+    corpus: Path | None = None,
     on_progress: Progress | None = None,
 ) -> Manifest:
     """Train on the events of a feature repo and write a bundle.
@@ -63,11 +64,14 @@ def train_bundle_from_repo(
             complete, the checkpoint stand beside it.
         held_out: entity keys that must not be trained on.
         config: budget and sizes, from `train_settings`; the defaults when None.
+        corpus: folder of a corpus stored with the same options, writer's questions included;
+            None to ask the questions anew.
         on_progress: called with a message and the fraction done, 0 to 1.
 
     Raises:
         SpecError: the modalities cannot be found, or the `train` extra is not installed.
-        SourceError: an event table cannot be read as declared.
+        SourceError: an event table cannot be read as declared, or the stored corpus is of other
+            events or settings.
     """
     declared = load_modalities(repo, modalities)
     sources, entity = sources_of(declared, repo, cut)
@@ -81,6 +85,7 @@ def train_bundle_from_repo(
         entity=entity,
         held_out=held_out,
         config=config,
+        corpus_folder=corpus,
         on_progress=on_progress,
     )
 
