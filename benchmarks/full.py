@@ -98,7 +98,7 @@ class Full(nn.Module):
         """x[B,N,D] -> the last row after the final norm, [B,1,D]."""
         decoder = self.model.decoder
         at = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        cos, sin = decoder._angles(at)
+        cos, sin = decoder.angles(at)
         for index, layer in enumerate(decoder.layers):
             assert isinstance(layer, Layer)
             key, value = layer.keys_values(x, cos, sin)  # [B,K,N,d]

@@ -69,15 +69,14 @@ def _product(kind: str, args: Mapping[str, Any]) -> int:
     """Operations of one product: twice the numbers it makes times the length of each sum.
 
     The sum is as long as a row of the left side where the right one is a weight, which the
-    profiler leaves out once it is packed. Otherwise its length follows from the three sizes, so
-    that no transposition can confuse it.
+    profiler leaves out once it is packed. Otherwise its length follows from the sizes of the three
+    matrices, so that no transposition can confuse it.
     """
     left, *others = _shapes(args["input_type_shape"])
     (made,) = _shapes(args["output_type_shape"])
     shared = left[-1]
     if kind != "Gemm" and others and len(others[0]) > 2:
-        batch = prod(made[:-2])
-        shared = round((prod(left) * prod(others[0]) / (prod(made) * batch)) ** 0.5)
+        shared = round((prod(left[-2:]) * prod(others[0][-2:]) / prod(made[-2:])) ** 0.5)
     return 2 * prod(made) * shared
 
 

@@ -45,6 +45,7 @@ def history(user: str, vectors: Array) -> Reading:
     count = len(vectors)
     return Reading(
         user=user,
+        texts=("",) * count,
         vectors=vectors.astype(np.float32),
         features=np.zeros((count, len(EVENT_FEATURES)), dtype=np.float32),
         modality=np.zeros(count, dtype=np.int64),

@@ -58,6 +58,16 @@ def findings() -> Findings:
         ablations={"main": rows["right query"], "without": rows["no query"]},
         plane=generator.standard_normal((3, USERS, 2)),
         labels=labels,
+        attended={
+            name: {
+                "all": {"text": "", "attention": 1.0, "relevance": 0.1},
+                "texts": [
+                    {"text": "green tea " * repeated, "attention": 1.3, "relevance": 0.8}
+                    for repeated in (1, 9)
+                ],
+            }
+            for name in ("tea_buyer", "churn", "often")
+        },
         facts={"part": "test"},
     )
 
@@ -101,9 +111,10 @@ def test_estimates_are_short() -> None:
 
 
 def test_every_plot_is_drawn(findings: Findings, tmp_path: Path) -> None:
-    """Three PNG files; without curve and plane one is left."""
+    """Four PNG files; with nothing but the table one is left."""
     drawn = write_plots(findings, tmp_path)
-    assert [path.name for path in drawn] == ["scenarios.png", "few_labels.png", "map.png"]
+    names = ["scenarios.png", "few_labels.png", "map.png", "attention.png"]
+    assert [path.name for path in drawn] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     bare = Findings(
         scenarios=findings.scenarios,

@@ -121,7 +121,7 @@ class Decoder(nn.Module):
         """
         start = past[0].shape[2] if past else 0
         at = start + torch.arange(x.shape[1], device=x.device)
-        cos, sin = self._angles(at.expand(x.shape[0], -1))  # [B,P,d/2]
+        cos, sin = self.angles(at.expand(x.shape[0], -1))  # [B,P,d/2]
         every = torch.arange(start + x.shape[1], device=x.device)  # N = past and P tokens
         mask = _mask(every.unsqueeze(0) <= at.unsqueeze(1))  # [P,N]
         state: list[Tensor] = []
@@ -188,7 +188,7 @@ class Decoder(nn.Module):
 
     def full(self, x: Tensor) -> Tensor:
         """One causal forward without padding: x[B,N,D] -> [B,N,D] after the final norm."""
-        cos, sin = self._angles(torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1))
+        cos, sin = self.angles(torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1))
         for layer in _layers(self.layers):
             key, value = layer.keys_values(x, cos, sin)  # [B,K,N,d]
             query = layer.queries(x, cos, sin).flatten(1, 2)  # [B,H,N,d]
@@ -199,13 +199,14 @@ class Decoder(nn.Module):
         hidden: Tensor = self.final_norm(x)
         return hidden
 
-    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of rotary positions: int64 [...] -> two [..., d/2]."""
         angle = positions.unsqueeze(-1).to(torch.float32) * self.frequencies
         return angle.cos(), angle.sin()
 
     def _block_angles(self, plen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of rows[B,Q,S] of blocks behind plen[B,Q] tokens: two [B,Q*S,d/2]."""
-        return self._angles((plen.unsqueeze(-1) + rows).flatten(1))
+        return self.angles((plen.unsqueeze(-1) + rows).flatten(1))
 
     def _block_mask(self, rows: Tensor, at: Tensor, plen: Tensor, keys: Tensor) -> Tensor:
         """What rows[B,Q,S] see of their block's tokens at[L], then of keys[B,K,P,d].

@@ -1,4 +1,4 @@
-"""The evaluation's three pictures: AUC by scenario, AUC by number of labels, users in the plane.
+"""The evaluation's pictures: AUC by scenario and by number of labels, users, and events looked at.
 
 The rule: colours are told apart by colour-blind readers and by shape too, every line is named
 where it ends, and nothing is drawn without its interval where it has one.
@@ -7,6 +7,7 @@ where it ends, and nothing is drawn without its interval where it has one.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ def write_plots(found: Findings, out: Path) -> list[Path]:
             drawn.append((_few_labels(found, found.curve), "few_labels.png"))
         if found.plane is not None and found.labels is not None:
             drawn.append((_maps(found, found.plane, found.labels), "map.png"))
+        if found.attended:
+            drawn.append((_attended(found.attended), "attention.png"))
         return [_save(figure, out / name) for figure, name in drawn]
 
 
@@ -165,6 +168,46 @@ def _maps(found: Findings, plane: Any, labels: Any) -> Any:
     )  # fmt: skip
     figure.tight_layout()
     return figure
+
+
+def _attended(found: Mapping[str, Any]) -> Any:
+    """Per scenario the texts of events that its question looks at most, best on top.
+
+    A bar is a text's mean relevance (or attention, where the model has no evidence), the dotted
+    line that of all events; the number is how often it is attended to as much as others.
+    """
+    from matplotlib import pyplot as plt
+
+    columns = min(3, len(found))
+    height = -(-len(found) // columns)
+    figure, grid = plt.subplots(
+        height, columns, figsize=(5.2 * columns, 2.1 * height), squeeze=False
+    )
+    for axes, (scenario, own) in zip(grid.flat, found.items(), strict=False):
+        by = "attention" if own["all"]["relevance"] is None else "relevance"
+        texts = own["texts"]
+        bars = axes.barh(range(len(texts)), [one[by] for one in texts], 0.7, color=_COLOURS[4])
+        axes.axvline(own["all"][by], color=_GREY, linewidth=0.8, linestyle=":")
+        axes.bar_label(bars, [f"×{one['attention']:.1f}" for one in texts], padding=3, fontsize=7)
+        axes.set_yticks(range(len(texts)), [_short(one) for one in texts], fontsize=7)
+        axes.set_xlim(right=1.12 if by == "relevance" else None)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_title(_words(scenario), fontsize=9, loc="left")
+    for axes in list(grid.flat)[len(found) :]:
+        axes.set_axis_off()
+    figure.supxlabel(
+        "mean relevance of an event to the question, 0 to 1 (dotted: of all events; "
+        "×: attention of the decoder, over that of all events)",
+        fontsize=9,
+    )
+    figure.tight_layout()
+    return figure
+
+
+def _short(entry: Mapping[str, Any], most: int = 44) -> str:
+    text = str(entry["text"])
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _words(name: str) -> str:

@@ -46,6 +46,7 @@ class Findings:
         compared: methods that the curve's others are compared with.
         ablations: by name, the first being what the others are compared with.
         plane, labels: vectors on two axes [S, N, 2] and labels [S, N], for the map.
+        attended: by scenario, which events its question looks at, for a plot.
         facts: anything else worth keeping.
     """
 
@@ -62,6 +63,7 @@ class Findings:
     ablations: Mapping[str, Measured] = field(default_factory=dict)
     plane: Array | None = None
     labels: Array | None = None
+    attended: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def mean_auc(self, row: str) -> Estimate:

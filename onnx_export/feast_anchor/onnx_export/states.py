@@ -27,6 +27,7 @@ class Reading:
     """What the graphs read of one user at one as-of time; float32, modality int64."""
 
     user: str
+    texts: tuple[str, ...]  # T, as the text encoder is given them
     vectors: Floats  # [T, E]
     features: Floats  # [T, F]
     modality: Ints  # [T]

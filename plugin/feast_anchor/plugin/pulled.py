@@ -33,6 +33,7 @@ from feast.repo_config import RepoConfig
 from feast_anchor.onnx_export.errors import SourceError
 from feast_anchor.onnx_export.manifest import canonical_sha256
 from feast_anchor.transforms.events import EventSource, check_schema
+from feast_anchor.transforms.files import replace_file
 from feast_anchor.transforms.parquet_table import PulledTable
 
 from .sql_source import SqlSource
@@ -99,7 +100,8 @@ class Pull:
         if path.is_file():
             return
         try:
-            _write(self._rows(events, source), path, types or {})
+            rows = self._rows(events, source)
+            replace_file(path, lambda out: _write(rows, out, types or {}), last=False)
         except Exception as error:  # stores raise what their drivers raise
             raise SourceError(f"{where} could not be pulled: {_told(error)}") from error
 
@@ -228,22 +230,18 @@ def _value_type(source: DataSource, raw: str) -> ValueType:
 
 
 def _write(batches: Iterator[pa.Table], path: Path, types: Mapping[str, str]) -> None:
-    """Stream tables into a temporary file, then give it its name."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Stream tables into a Parquet file."""
     writer: Any = None
     try:
         for batch in batches:
             table = _as_declared(pa.table(batch.columns, names=batch.schema.names), types)
-            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table.cast(writer.schema))
-        if writer is None:
-            raise SourceError(f"nothing was pulled into {path.parent.name}: not even a schema")
-        writer.close()
-        os.replace(unfinished, path)
     finally:
         if writer is not None:
             writer.close()
-        unfinished.unlink(missing_ok=True)
+    if writer is None:
+        raise SourceError("nothing came, not even a schema")
 
 
 def _as_declared(table: pa.Table, types: Mapping[str, str]) -> pa.Table:

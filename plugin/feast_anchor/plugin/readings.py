@@ -52,7 +52,7 @@ def readings_of(bundle: Bundle, events: pa.Table, rows: Sequence[Row]) -> list[R
     readings: dict[Row, Reading] = {}
     for one in found:
         own = vectors[[place[text] for text in one.texts]]
-        for reading, as_of in _cuts(one.history, own, is_table):
+        for reading, as_of in _cuts(one, own, is_table):
             readings[reading.user, as_of] = reading
     return [readings.get(row) for row in rows]
 
@@ -72,8 +72,9 @@ def _histories(bundle: Bundle, events: pa.Table, wanted: dict[str, set[int]]) ->
             yield from (_Found(history, built.texts) for history in built.histories)
 
 
-def _cuts(history: History, vectors: Array, is_table: Array) -> Iterator[tuple[Reading, int]]:
-    """The readings of one history, each with its as-of."""
+def _cuts(found: _Found, vectors: Array, is_table: Array) -> Iterator[tuple[Reading, int]]:
+    """The readings of one history, each with its as-of; vectors of its texts."""
+    history = found.history
     for cut in history.cuts:
         at = cut.positions
         times, modality = history.times[at], history.modality[at]
@@ -83,6 +84,7 @@ def _cuts(history: History, vectors: Array, is_table: Array) -> Iterator[tuple[R
             yield (
                 Reading(
                     user=history.user,
+                    texts=tuple(found.texts[number] for number in history.text[at].tolist()),
                     vectors=vectors[history.text[at]],
                     features=numbers.features,
                     modality=modality,

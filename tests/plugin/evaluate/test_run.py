@@ -72,12 +72,18 @@ def test_what_counts_tell_is_found_and_what_is_chance_is_not(
 def test_the_report_is_complete(evaluated: tuple[Path, dict[str, Any], str]) -> None:
     """Plots are there, stages are timed and shown, few labels have their sizes."""
     out, summary, printed = evaluated
-    for name in ("scenarios.png", "few_labels.png", "map.png"):
+    for name in ("scenarios.png", "few_labels.png", "map.png", "attention.png"):
         assert (out / name).stat().st_size > 10_000
     assert {"train", "vectors", "probes", "baselines", "few labels"} <= set(summary["seconds"])
     assert "Mean over 2 scenarios" in printed
     assert "25" in summary["few labels"]["vector"]
     assert "minus trees" in summary["few labels"]["vector + zero-shot"]["25"]
+    for scenario, looked_at in summary["attended"].items():
+        assert scenario in summary["scenarios"]
+        entries = [looked_at["all"], *looked_at["texts"]]
+        assert all(0 <= entry["relevance"] <= 1 < entry["events"] for entry in entries)
+        assert looked_at["all"]["attention"] == pytest.approx(1.0, abs=1e-3)
+        assert looked_at["all"]["events"] == max(entry["events"] for entry in entries)
     assert summary["users"]["reported"] + summary["users"]["trained on"] <= 140
 
 

@@ -32,6 +32,7 @@ from ..train import (
     sources_of,
     train_bundle_from_repo,
 )
+from .attended import attended_texts
 from .config import EvaluationConfig, Part
 from .features import make_features
 from .rows import Board, baseline_rows, few_label_methods, ordered, vector_rows
@@ -147,10 +148,15 @@ def run_cell(
             prompts_in(bundle, config),
             lambda done: stages.report(f"vectors of {len(labels.users):,} users", done),
         )
-    facts = {
+    facts: dict[str, Any] = {
         "users": {"reported": len(labels.users), "trained on": len(everyone - unseen)},
         "bundle": {"digest": bundle.manifest.digest, "training": bundle.manifest.training},
     }
+    if baselines:
+        with stages.stage("attention"):
+            facts["attended"] = attended_texts(
+                config, bundle, tables.events, labels.users, stages.report
+            )
     board = Board(labels.y, config.seed, os.cpu_count() or 1)
     from feast_anchor.onnx_export.threads import one_blas_thread  # needs the train extra
 

@@ -196,7 +196,7 @@ def _findings(
     weights: Mapping[str, Array],
     facts: Mapping[str, Any],
 ) -> Findings:
-    """What one variant's cells say together; the map and the curve are the first cell's."""
+    """What one variant's cells say together; map, curve and attention are the first's."""
     first = cells[0]
     return Findings(
         scenarios=config.names,
@@ -211,5 +211,6 @@ def _findings(
         compared=("trees", "logistic regression"),
         plane=first.plane,
         labels=first.y,
+        attended=first.facts.get("attended", {}),
         facts=facts,
     )
