@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feast_anchor.onnx_export.decoder import Layer
-from feast_anchor.onnx_export.export import _Entry, _free, _write, random_inputs
+from feast_anchor.onnx_export.export import _Entry, _free, _write
 from feast_anchor.onnx_export.model import Anchor
+from feast_anchor.onnx_export.parity import random_inputs
 
 INPUTS = (
     *("vectors", "features", "modality", "days"),

@@ -16,8 +16,8 @@ from feast_anchor.onnx_export import bundle_prompts
 from feast_anchor.onnx_export.bundle import Bundle, empty_past, seal
 from feast_anchor.onnx_export.bundle_prompts import add_prompt
 from feast_anchor.onnx_export.errors import BundleError, SpecError
-from feast_anchor.onnx_export.export import random_inputs
 from feast_anchor.onnx_export.manifest import MANIFEST_FILE, PROMPTS_FILE, WEIGHTS_FILE
+from feast_anchor.onnx_export.parity import random_inputs
 from feast_anchor.onnx_export.weights import read_model
 
 PROMPT = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from feast_anchor.onnx_export.export import random_inputs, reference
 from feast_anchor.onnx_export.manifest import SpecialIds
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
+from feast_anchor.onnx_export.parity import random_inputs, reference
 
 SPECIAL = SpecialIds(pad=50, user_emb=51, eos=52, first_prompt=53)
 CONFIG = ModelConfig(

@@ -10,17 +10,11 @@ import torch
 
 from feast_anchor.onnx_export.bundle import Bundle, empty_past
 from feast_anchor.onnx_export.errors import BundleError
-from feast_anchor.onnx_export.export import (
-    BundleInfo,
-    check_parity,
-    export_bundle,
-    random_inputs,
-    sequence,
-    state_tensors,
-)
+from feast_anchor.onnx_export.export import BundleInfo, export_bundle, sequence
 from feast_anchor.onnx_export.inputs import suffix_ids
 from feast_anchor.onnx_export.manifest import GRAPHS, Manifest
 from feast_anchor.onnx_export.model import Anchor
+from feast_anchor.onnx_export.parity import check_parity, random_inputs
 from feast_anchor.onnx_export.text_encoder import PretrainedTextEncoder
 from tiny import TINY_MODALITIES, tiny_config, tiny_sentence_encoder
 
@@ -78,7 +72,7 @@ def test_graphs_have_the_documented_inputs_and_outputs(bundle: Bundle) -> None:
     assert bundle.manifest.appends
     assert names["suffix"] == ([*ASKED, *state], ["embedding"])
     assert names["answer"] == (["ids", "length", "vector"], ["embedding"])
-    assert bundle.manifest.state == state_tensors(tiny_config().model.sized()) == tuple(state)
+    assert bundle.manifest.state == tiny_config().model.sized().state() == tuple(state)
 
 
 def test_the_manifest_says_how_the_graphs_read(bundle: Bundle) -> None:
@@ -91,7 +85,7 @@ def test_the_manifest_says_how_the_graphs_read(bundle: Bundle) -> None:
     assert sequence(config) == ("events", "prompt", "user_emb")
     paper = replace(config, order="summary first")
     assert sequence(paper) == ("user", "modalities", "events", "prompt", "user_emb")
-    assert state_tensors(replace(config, layers=1, evidence=False)) == ("k_0", "v_0")
+    assert replace(config, layers=1, evidence=False).state() == ("k_0", "v_0")
 
 
 def test_graphs_run_on_single_items(bundle: Bundle, run: Any) -> None:

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_anchor.onnx_export.export import random_inputs, reference
 from feast_anchor.onnx_export.manifest import SpecialIds
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
+from feast_anchor.onnx_export.parity import random_inputs, reference
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

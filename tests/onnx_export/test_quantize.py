@@ -19,10 +19,10 @@ from feast_anchor.onnx_export.bundle import Bundle, empty_past, seal
 from feast_anchor.onnx_export.bundle_prompts import add_prompt
 from feast_anchor.onnx_export.cosine_gate import Closeness
 from feast_anchor.onnx_export.errors import BundleError
-from feast_anchor.onnx_export.export import random_inputs
 from feast_anchor.onnx_export.int8_graph import decoder_to_int8, quantise_columns
 from feast_anchor.onnx_export.manifest import read_manifest
 from feast_anchor.onnx_export.model import Anchor
+from feast_anchor.onnx_export.parity import random_inputs
 from feast_anchor.onnx_export.quantize import quantize_bundle
 from feast_anchor.onnx_export.weights import read_model
 

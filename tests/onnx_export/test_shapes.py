@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from feast_anchor.onnx_export.bundle import Bundle, empty_past
-from feast_anchor.onnx_export.export import BundleInfo, export_bundle, random_inputs, reference
+from feast_anchor.onnx_export.export import BundleInfo, export_bundle
 from feast_anchor.onnx_export.manifest import ModalitySpec
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
+from feast_anchor.onnx_export.parity import random_inputs, reference
 from feast_anchor.onnx_export.vocabulary import special_ids, train_tokenizer
 
 Arrays = dict[str, Any]

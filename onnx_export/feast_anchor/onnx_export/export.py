@@ -21,13 +21,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.export import Dim
 
-from .bundle import Bundle, empty_past, seal
-from .errors import BundleError
+from .bundle import Bundle, seal
 from .folders import replacing
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
 from .lean_graph import inner_values, lean
 from .manifest import (
-    GRAPHS,
     PROMPTS_FILE,
     TEXT_TOKENIZER_FILE,
     TOKENIZER_FILE,
@@ -36,12 +34,17 @@ from .manifest import (
     ModalitySpec,
 )
 from .model import Anchor, ModelConfig
+from .parity import (
+    ANSWER_INPUTS,
+    PREFIX_INPUTS,
+    SUFFIX_INPUTS,
+    check_parity,
+    random_answers,
+    random_inputs,
+)
 
 OPSET = 23
-TOLERANCE = 1e-5  # largest absolute difference of one number of a vector
 EXTERNAL_ABOVE = 1_500_000_000  # bytes of weights; protobuf refuses files of two gigabytes
-
-_SHAPES = ((1, 1, 1, 1), (1, 5, 3, 4), (3, 1, 1, 6), (2, 7, 5, 1), (4, 33, 8, 12))  # B, T, Q, L
 
 
 @dataclass(frozen=True)
@@ -105,185 +108,13 @@ def export_bundle(
         return seal(folder, draft.model_copy(update={"parity": parity}))
 
 
-def check_parity(model: Anchor, bundle: Bundle, seed: int = 0) -> dict[str, Any]:
-    """Largest absolute differences between model and graphs over several random shapes.
-
-    Keys: "event", "prefix", "suffix" and "answer" compare each graph with the same torch code (the
-    state's numbers relative to the largest of their tensor, where that is above 1);
-    "append" compares a state that events were appended to with one read at once; "full" compares
-    prefix then suffix in ONNX Runtime with one plain causal forward per question.
-    Raises `BundleError` when one is above `TOLERANCE`.
-    """
-    sessions = {graph: bundle.session(graph) for graph in GRAPHS}
-    worst: dict[str, float] = {}
-    generator = np.random.default_rng(seed)
-    for shape in _SHAPES:
-        for name, difference in _compare(model, sessions, shape, generator).items():
-            worst[name] = max(worst.get(name, 0.0), difference)
-    bad = {name: value for name, value in worst.items() if not value <= TOLERANCE}
-    if bad:
-        raise BundleError(
-            f"the exported graphs differ from the model by {bad}, expected at most {TOLERANCE}; "
-            "this is a fault of the export or of the onnxruntime version, do not use the bundle"
-        )
-    return {"tolerance": TOLERANCE, "max_abs_difference": worst, "shapes": [*map(list, _SHAPES)]}
-
-
-def random_inputs(
-    model: Anchor, shape: tuple[int, int, int, int], generator: np.random.Generator
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Inputs of the prefix and suffix graphs for (B, T, Q, L), padded at random lengths.
-
-    Some histories have no event at all; every question ends in `<USER_EMB>` and one prompt of
-    two rows may stand before it.
-    """
-    batch, events, questions, length = shape
-    special, config = model.special, model.config
-    real = generator.integers(0, events + 1, batch)
-    modality = generator.integers(0, model.modalities, (batch, events))
-    modality[np.arange(events) >= real[:, None]] = -1
-    shown = (modality >= 0)[..., None]
-    qlen = generator.integers(1, length + 1, (batch, questions))
-    ids = generator.integers(0, special.pad, (batch, questions, length))
-    ids = np.where(generator.random(ids.shape) < 0.2, special.first_prompt + ids % 2, ids)
-    ids[np.arange(length) >= qlen[..., None]] = special.pad
-    np.put_along_axis(ids, qlen[..., None] - 1, special.user_emb, axis=2)
-    asked = generator.random((batch, questions, 1)) < 0.8  # the others ask nothing
-    plen = np.broadcast_to(real[:, None], qlen.shape)
-    if model.summary is None:  # any as-of time may be asked about
-        plen = generator.integers(0, plen + 1)
-
-    def normal(*size: int) -> np.ndarray[Any, Any]:
-        return generator.standard_normal(size).astype(np.float32)
-
-    return {
-        "vectors": normal(batch, events, config.text) * shown,
-        "features": normal(batch, events, len(EVENT_FEATURES)) * shown,
-        "modality": modality,
-        "days": np.abs(normal(batch, events)) * 30 * shown[..., 0],
-        "ids": ids,
-        "qlen": qlen,
-        "plen": plen.copy(),
-        "now": np.abs(normal(batch, questions)) * 60,
-        "context": np.abs(normal(batch, questions, len(CONTEXT_FEATURES))),
-        "query": normal(batch, questions, config.text) * asked,
-        "prompt": normal(2, config.hidden),
-    }
-
-
-def reference(model: Anchor, arrays: dict[str, np.ndarray[Any, Any]]) -> Tensor:
-    """What `full` gives for every history and question of `random_inputs`: [B,Q,embedding]."""
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    rows: list[Tensor] = []
-    for b in range(len(arrays["ids"])):
-        for q in range(arrays["ids"].shape[1]):
-            ids = t["ids"][b, q, : int(arrays["qlen"][b, q])]
-            seen = int(arrays["plen"][b, q])
-            vectors, features, modality, days = (t[name][b, :seen] for name in _PREFIX_INPUTS)
-            now, context, query = (t[name][b, q] for name in ("now", "context", "query"))
-            history = (vectors, features, modality, days)
-            rows.append(model.full(*history, ids, now, context, query, t["prompt"]))
-    return torch.stack(rows).reshape(*arrays["ids"].shape[:2], -1)
-
-
-_PREFIX_INPUTS = ("vectors", "features", "modality", "days")
-_ANSWER_INPUTS = ("ids", "length", "vector")
-_SUFFIX_INPUTS = ("ids", "qlen", "plen", "now", "context", "query", "prompt")
-
-
-@torch.no_grad()
-def _compare(
-    model: Anchor,
-    sessions: dict[str, Any],
-    shape: tuple[int, int, int, int],
-    generator: np.random.Generator,
-) -> dict[str, float]:
-    arrays = random_inputs(model, shape, generator)
-    texts = generator.integers(0, model.texts.vocabulary, (shape[1], shape[3]))
-    state_names = state_tensors(model.config)
-    event = sessions["event"].run(None, {"ids": texts})[0]
-    state = _prefix(sessions["prefix"], arrays)
-    feed = {name: arrays[name] for name in _SUFFIX_INPUTS}
-    vectors = sessions["suffix"].run(None, feed | dict(zip(state_names, state, strict=True)))[0]
-
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    torch_state = model.prefix(*(t[name] for name in _PREFIX_INPUTS))
-    ids, qlen, plen, now, context, query, prompt = (t[name] for name in _SUFFIX_INPUTS)
-    torch_vectors = model.suffix(ids, qlen, plen, now, context, query, prompt, torch_state)
-    spoken = _random_answers(model, (shape[0], shape[3]), generator)
-    spoken_feed = dict(zip(_ANSWER_INPUTS, spoken, strict=True))
-    answers = sessions["answer"].run(None, spoken_feed)[0]
-    found = {}
-    if model.config.appends:
-        again = map(torch.from_numpy, _appended(sessions["prefix"], arrays))
-        found["append"] = max(_gap(a, b) / _size(b) for a, b in zip(state, again, strict=True))
-    return found | {
-        "event": _gap(event, model.event(torch.from_numpy(texts))),
-        "prefix": max(_gap(a, b) / _size(b) for a, b in zip(state, torch_state, strict=True)),
-        "suffix": _gap(vectors, torch_vectors),
-        "full": _gap(vectors, reference(model, arrays)),
-        "answer": _gap(answers, model.answer(*map(torch.from_numpy, spoken))),
-    }
-
-
-def _prefix(session: Any, arrays: dict[str, np.ndarray[Any, Any]], past: Any = None) -> Any:
-    """The state of `_PREFIX_INPUTS` after that of `past`, none where it is None."""
-    feed = {name: arrays[name] for name in _PREFIX_INPUTS}
-    before = empty_past(session, len(feed["modality"])) if past is None else past
-    return session.run(None, feed | before)
-
-
-def _appended(session: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
-    """The state of all events, read in two runs where there are two."""
-    half = arrays["modality"].shape[1] // 2
-    if not half:
-        return _prefix(session, arrays)
-    first, then = (
-        {name: arrays[name][:, piece] for name in _PREFIX_INPUTS}
-        for piece in (slice(half), slice(half, None))
-    )
-    names = empty_past(session, 1)
-    return _prefix(session, then, dict(zip(names, _prefix(session, first), strict=True)))
-
-
-def _random_answers(
-    model: Anchor, shape: tuple[int, int], generator: np.random.Generator
-) -> tuple[np.ndarray[Any, Any], ...]:
-    """Inputs of the answer graph for (A, L): padded at random lengths, each ending in `<eos>`."""
-    answers, width = shape
-    special = model.special
-    length = generator.integers(1, width + 1, answers)
-    ids = generator.integers(0, special.pad, shape)
-    ids[np.arange(width) >= length[:, None]] = special.pad
-    np.put_along_axis(ids, length[:, None] - 1, special.eos, axis=1)
-    vectors = generator.standard_normal((answers, model.config.text)).astype(np.float32)
-    return ids, length, vectors
-
-
-def _gap(ours: np.ndarray[Any, Any], theirs: Tensor) -> float:
-    """Largest absolute difference; NaN on either side counts as infinitely far."""
-    gap = np.abs(ours - theirs.numpy())
-    return float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
-
-
-def _size(tensor: Tensor) -> float:
-    """The largest number, at least 1: pretrained keys reach hundreds, and rounding with them."""
-    return float(tensor.abs().amax().clamp(min=1.0))
-
-
-def state_tensors(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the tensors that pass from prefix to suffix: k_0, v_0, k_1, ..., and evidence."""
-    cache = [f"{kind}_{layer}" for layer in range(config.layers) for kind in "kv"]
-    return (*cache, *(("event_keys", "event_values") if config.evidence else ()))
-
-
 def _write_graphs(model: Anchor, folder: Path) -> None:
     arrays = random_inputs(model, (3, 5, 4, 6), np.random.default_rng(0))
     t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    state_names = state_tensors(model.config)
+    state_names = model.config.state()
     with torch.no_grad():
         # contiguous: strides of a non-contiguous example would enter the graph as unknowns
-        state = [x.contiguous() for x in model.prefix(*(t[name] for name in _PREFIX_INPUTS))]
+        state = [x.contiguous() for x in model.prefix(*(t[name] for name in PREFIX_INPUTS))]
     # one name for the tokens of every tensor: the graphs then work out one shape for all layers
     tokens = Dim("P", min=0)
     cache = [{0: Dim.DYNAMIC, 2: tokens}] * (2 * model.config.layers)
@@ -305,10 +136,10 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
                 vectors, features, modality, days, past=past
             ),
         ),
-        (*(t[name] for name in _PREFIX_INPUTS), *past),
+        (*(t[name] for name in PREFIX_INPUTS), *past),
         [*[_free(0, 1)] * 4, *(cache + evidence)[: len(past)]],
         folder / "prefix.onnx",
-        (*_PREFIX_INPUTS, *(f"past_{name}" for name in state_names[: len(past)])),
+        (*PREFIX_INPUTS, *(f"past_{name}" for name in state_names[: len(past)])),
         state_names,
     )
     _write(
@@ -318,19 +149,19 @@ def _write_graphs(model: Anchor, folder: Path) -> None:
                 ids, qlen, plen, now, context, query, prompt, state
             ),
         ),
-        (*(t[name] for name in _SUFFIX_INPUTS), *state),
+        (*(t[name] for name in SUFFIX_INPUTS), *state),
         [_free(0, 1, 2), *[_free(0, 1)] * 5, _free(0), *cache, *evidence],
         folder / "suffix.onnx",
-        (*_SUFFIX_INPUTS, *state_names),
+        (*SUFFIX_INPUTS, *state_names),
         ["embedding"],
     )
-    answers = _random_answers(model, (3, 5), np.random.default_rng(0))
+    answers = random_answers(model, (3, 5), np.random.default_rng(0))
     _write(
         _Entry(model, model.answer),
         tuple(torch.from_numpy(array) for array in answers),
         [_free(0, 1), _free(0), _free(0)],
         folder / "answer.onnx",
-        _ANSWER_INPUTS,
+        ANSWER_INPUTS,
         ["embedding"],
     )
 
@@ -401,7 +232,7 @@ def _draft(model: Anchor, info: BundleInfo) -> Manifest:
         dims=model.config.dims(),
         special_ids=model.special,
         opset=OPSET,
-        state=state_tensors(model.config),
+        state=model.config.state(),
         appends=model.config.appends,
         architecture=asdict(model.config),
         training=info.training,

@@ -75,6 +75,14 @@ class ModelConfig:
         """
         return self.order == "events first" and (self.evidence or not self.delimiters)
 
+    def state(self) -> tuple[str, ...]:
+        """Names of the tensors that pass from prefix to suffix: k_0, v_0, k_1, ..., and evidence.
+
+        Of a configuration that is `sized`.
+        """
+        cache = [f"{kind}_{layer}" for layer in range(self.layers) for kind in "kv"]
+        return (*cache, *(("event_keys", "event_values") if self.evidence else ()))
+
     def sized(self) -> ModelConfig:
         """The same with every number filled in.
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .bundle import Bundle, empty_past
 from .errors import BundleError
-from .export import random_inputs
 from .manifest import WEIGHTS_FILE, Manifest
 from .model import Anchor, ModelConfig
+from .parity import random_inputs
 
 _FAR = 1e-4  # ten times what an export allows: another machine rounds otherwise
 
