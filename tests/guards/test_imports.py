@@ -19,12 +19,13 @@ TRAINING_SIDE = {
             *("training", "settings", "fitting", "validation", "checkpoints", "curves", "card"),
             *("export", "evaluation", "prompts", "baselines", "trees", "sasrec", "past", "plots"),
             *("sizes", "words", "weights", "states", "quantize", "int8_graph"),
+            *("attention", "lean_graph", "parity"),
         }
     ),
     "plugin": frozenset({"readings", "tuning"}),
 }
 TRAINING_LIBRARIES = frozenset(
-    {"torch", "onnx", "onnxscript", "sklearn", "matplotlib", "scipy", "lightgbm"}
+    {"torch", "onnx", "onnxscript", "onnx_ir", "sklearn", "matplotlib", "scipy", "lightgbm"}
 )
 
 # Dependencies point down: plugin -> transforms -> onnx_export.

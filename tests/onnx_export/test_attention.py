@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from feast_anchor.onnx_export.attention import Asked, _last_row, attended
+from feast_anchor.onnx_export.attention import Asked, attended, last_row
 from feast_anchor.onnx_export.decoder import Decoder, DecoderConfig, Layer
 from feast_anchor.onnx_export.inputs import CONTEXT_FEATURES, EVENT_FEATURES
 from feast_anchor.onnx_export.manifest import SpecialIds
@@ -48,7 +48,8 @@ def test_the_last_rows_weights_make_the_last_rows_output() -> None:
         hidden=8, layers=1, heads=1, kv_heads=1, head_dim=8, ff=12, rope_base=10_000.0
     )
     decoder, x = Decoder(config), torch.randn(1, 7, 8)
-    weights = _last_row(decoder, x)
+    state = decoder.prefix(x[:, :4])
+    weights = last_row(decoder, state, x[:, 4:])
     assert float(weights.sum()) == pytest.approx(1.0)
     (layer,) = decoder.layers
     assert isinstance(layer, Layer)
@@ -56,6 +57,18 @@ def test_the_last_rows_weights_make_the_last_rows_output() -> None:
     seen = (weights @ value[0, 0]).reshape(1, 1, 1, 1, 8)
     again = decoder.final_norm(layer.finish(x[:, -1:], seen))
     torch.testing.assert_close(again, decoder.full(x)[:, -1:])
+
+
+@torch.no_grad()
+def test_the_weights_do_not_depend_on_where_the_block_begins() -> None:
+    """In several layers and heads, whatever part of a sequence is the state."""
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        hidden=16, layers=3, heads=4, kv_heads=2, head_dim=4, ff=24, rope_base=10_000.0
+    )
+    decoder, x = Decoder(config), torch.randn(1, 7, 16)
+    one, other = (last_row(decoder, decoder.prefix(x[:, :n]), x[:, n:]) for n in (2, 6))
+    torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("order", ["events first", "summary first"])

@@ -257,10 +257,17 @@ def test_training_reads_what_a_writer_added(tmp_path: Path) -> None:
 
     folder = tmp_path / "corpus"
     written = build_or_read(folder, tiny_scope(), extend=twice, extend_key="writer 1")
-    found, fingerprint = read_for(folder, tiny_scope(), FAMILIES)
+    found, digest = read_for(folder, tiny_scope(), FAMILIES)
     assert_equal(found, written)
     assert found.questions[-1].phrasings == ("Written?",)
-    assert fingerprint == read_meta(folder)["fingerprint"]
+    build_or_read(tmp_path / "plain", tiny_scope(), extend_key="writer 1")
+    assert read_meta(folder)["fingerprint"] == read_meta(tmp_path / "plain")["fingerprint"]
+    assert digest != read_for(tmp_path / "plain", tiny_scope(), FAMILIES)[1]  # other questions
+    other = make_scope(
+        tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer", held_out=HELD[1:], topics=5
+    )
+    with pytest.raises(SourceError, match=r"differs in \['data', 'rows'\]"):
+        read_for(folder, other, FAMILIES)
     with pytest.raises(SourceError, match=r"differs in \['seed'\]"):
         read_for(folder, replace(tiny_scope(), seed=1), FAMILIES)
     with pytest.raises(SourceError, match=r"differs in \['families'\]"):

@@ -11,7 +11,8 @@ from feast_anchor.onnx_export.lean_graph import inner_values, lean
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 23]>
 test (float[A,B,6] x) => (float[N,M,K] y)
-<float[A,B,2,3] parts, float[A,C] flat, float[D,2,3] rows, float[A,B,6] whole, float[B,A,6] other>
+<float[?,?,6] turned_one, float[?,?,6] turned_two, float[?,?,3] loose,
+ float[A,B,2,3] parts, float[A,C] flat, float[D,2,3] rows, float[A,B,6] whole, float[B,A,6] other>
 {{
     a = Shape<start = 0, end = 1>(x)
     b = Shape<start = 1, end = 2>(x)
@@ -43,6 +44,11 @@ TURNED = """
     turned = Concat<axis = 0>(b, a, six)
     other = Reshape<allowzero = 1>(x, turned)
 """
+TURNED_TWICE = """
+    back_again = Concat<axis = 0>(b, a, six)
+    turned_one = Neg(x)
+    turned_two = Reshape<allowzero = 1>(turned_one, back_again)
+"""
 CASES = {
     "sizes that stand where they stood": (TO_PARTS + "y = Neg(parts)", ["Reshape", "Neg"]),
     "one size that is what is left": (TO_FLAT + "y = Neg(flat)", ["Reshape", "Neg"]),
@@ -57,6 +63,15 @@ CASES = {
         ["Reshape", "Reshape", "Exp", "ReduceSum", "Add"],
     ),
     "there and back": (TO_FLAT + BACK + "y = Neg(whole)", ["Neg"]),
+    "sizes without a name may differ": (
+        TURNED_TWICE + "y = Neg(turned_two)",
+        ["Shape", "Shape", "Constant", "Concat", "Neg", "Reshape", "Neg"],
+    ),
+    "a zero that copies keeps its input": (
+        TO_ROWS.format(of="x")
+        + "zero = Constant<value_ints = [0, -1, 3]>()\nloose = Reshape(rows, zero)\ny = Neg(loose)",
+        ["Reshape", "Constant", "Reshape", "Neg"],
+    ),
     "no constant says two sizes": (
         TURNED + "y = Neg(other)",
         ["Shape", "Shape", "Constant", "Concat", "Reshape", "Neg"],

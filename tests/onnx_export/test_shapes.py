@@ -24,6 +24,13 @@ MODALITIES = tuple(ModalitySpec(name=name, text="{x}") for name in "ab")
 _LITTLE: dict[str, Any] = {"text": 16, "readout": 32, "head_hidden": 32, "embedding": 16, "key": 8}
 CONFIGS = {
     "one layer, one kv head": ModelConfig(hidden=32, layers=1, kv_heads=1, ff=48, **_LITTLE),
+    # ONNX Runtime folds leading axes into rows where the right side has none of them but 1
+    "two layers, one kv head": ModelConfig(
+        hidden=32, layers=2, kv_heads=1, ff=48, query_tokens=True, **_LITTLE
+    ),
+    "one head per group": ModelConfig(
+        hidden=24, layers=2, heads=2, kv_heads=2, ff=48, query_tokens=True, **_LITTLE
+    ),
     "small": ModelConfig(size="small", query_tokens=True),
     "wide heads": ModelConfig(
         hidden=64,

@@ -187,7 +187,7 @@ def test_the_weights_that_validated_best_are_kept(monkeypatch: pytest.MonkeyPatc
     figures = iter([0.5, 0.6, 0.8, 0.7, 0.7])
     seen: list[torch.Tensor] = []
 
-    def evaluate(model: Anchor, batches: object) -> Scores:
+    def evaluate(model: Anchor, batches: object, config: TrainConfig) -> Scores:
         seen.append(weights(model).clone())
         return Scores(loss=1.0, matched=next(figures), above_chance=0.0, pairs=9)
 
@@ -217,7 +217,7 @@ def test_patience_ends_a_run_that_gets_no_better(
     """With patience 2, two looks after the best one are enough; with 0 every step is taken."""
     figures = iter([0.5, 0.6, 0.8, 0.7, 0.7, 0.7, 0.7, 0.7])
     monkeypatch.setattr(
-        fitting, "evaluate", lambda model, batches: Scores(1.0, next(figures), 0.0, 9)
+        fitting, "evaluate", lambda model, batches, config: Scores(1.0, next(figures), 0.0, 9)
     )
     config = replace(CONFIG, steps=8, evaluate_every=1, validation_share=0.3, patience=patience)
     assert run(tiny_events(), config)[1].step == steps
@@ -356,6 +356,30 @@ def test_chunks_give_the_gradient_of_the_batch(
     assert value == pytest.approx(0.5 * float(whole.detach()))
     assert gradient.abs().max() > 1e-2
     assert (gradient - in_chunks).abs().max() < 1e-5 * gradient.abs().max()
+
+
+def test_part_of_a_batch_is_every_tensor_of_its_histories() -> None:
+    """`only` cuts each tensor that has a row per history, keeps the rest, and reads the same
+    texts; vectors in chunks are those of all at once.
+    """
+    model, batch = model_and_batch(silent=0.2)
+    rows = torch.tensor([5, 2])
+    part, changed = batch.only(rows), set()
+    for name in batch.__dataclass_fields__:
+        mine, theirs = getattr(part, name), getattr(batch, name)
+        if name in ("text", "texts"):
+            continue
+        if mine is not theirs:
+            changed.add(name)
+            assert torch.equal(mine, theirs[rows])
+    shared = {"queries", "answer_texts", "answers", "answer_length", "same"}
+    assert changed == set(batch.__dataclass_fields__) - shared - {"text", "texts"}
+    assert torch.equal(part.texts[part.text], batch.texts[batch.text[rows]])
+    with torch.no_grad():
+        for mine, theirs in zip(
+            objective.embed(model, batch, 3), objective.embed(model, batch), strict=True
+        ):
+            torch.testing.assert_close(mine, theirs)
 
 
 def test_chunks_see_the_same_noise_both_times() -> None:

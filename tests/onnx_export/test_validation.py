@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from feast_anchor.onnx_export import validation
 from feast_anchor.onnx_export.corpus import Corpus
+from feast_anchor.onnx_export.settings import TrainConfig
 from feast_anchor.onnx_export.validation import Scores, evaluate, split
 from tiny import TINY_CUT, TINY_MODALITIES, build_corpus, tiny_events
 
@@ -61,9 +62,9 @@ def scores_of(
     same: torch.Tensor,
 ) -> Scores:
     """Scores of given vectors, as if a model had made them."""
-    monkeypatch.setattr(validation, "embed", lambda model, batch: (users, answers))
+    monkeypatch.setattr(validation, "embed", lambda model, batch, chunk: (users, answers))
     batch: Any = SimpleNamespace(target=target, same=same)
-    return evaluate(None, [batch])  # type: ignore[arg-type]
+    return evaluate(None, [batch], TrainConfig())  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 2**31))

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from feast_anchor.onnx_export.corpus_store import read_corpus
-from feast_anchor.onnx_export.manifest import read_manifest
+from feast_anchor.onnx_export.manifest import canonical_sha256, read_manifest
 from feast_anchor.plugin.cli import app
 from shop import make_tables, write_tables
 
@@ -102,7 +102,8 @@ def test_what_is_stored_is_what_train_asks(repo: Path) -> None:
     anew, of_stored = (read_manifest(repo / name / "shopper") for name in folders)
     assert anew.digest == of_stored.digest
     meta = json.loads((repo / "corpus" / "meta.json").read_text("utf-8"))
-    assert (anew.training["corpus"], of_stored.training["corpus"]) == (None, meta["fingerprint"])
+    digest = canonical_sha256(meta["files"])
+    assert (anew.training["corpus"], of_stored.training["corpus"]) == (None, digest)
     code, output = train(repo, "--out", str(repo / "other"), *folders["stored"], "--seed", "5")
     assert code == 1
     assert "it differs in ['rows', 'seed']" in output

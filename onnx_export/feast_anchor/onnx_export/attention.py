@@ -38,48 +38,51 @@ class Attended:
 
 @torch.no_grad()
 def attended(model: Anchor, reading: Reading, asked: Sequence[Asked]) -> list[Attended]:
-    """Each question over one reading, one plain causal forward each."""
-    vectors, features, modality, days = (
-        torch.from_numpy(array)
-        for array in (reading.vectors, reading.features, reading.modality, reading.days)
+    """Each question over one reading; the prefix is computed once."""
+    state = model.prefix(
+        *(
+            torch.from_numpy(array)[None]
+            for array in (reading.vectors, reading.features, reading.modality, reading.days)
+        )
     )
-    member = (modality.unsqueeze(-1) == torch.arange(model.modalities)).to(torch.float32)
-    history = model.prefix_tokens(vectors[None], features[None], member[None])  # [1,P,D]
-    kept: tuple[Tensor, ...] = ()
-    if model.evidence is not None:
-        rows = model.evidence.keep(vectors[None], features[None], member[None], days[None])
-        kept = tuple(F.pad(one, (0, 0, model.lead, 0)) for one in rows)
-    plen, now = torch.tensor([[len(modality)]]), torch.tensor([[float(reading.now)]])
+    events = len(reading.modality)
+    plen, now = torch.tensor([[events]]), torch.tensor([[float(reading.now)]])
     context = torch.from_numpy(reading.context)[None, None]
     prompt = torch.zeros(1, model.config.hidden)
     out = []
     for one in asked:
         query = torch.from_numpy(one.vector)[None, None]  # [1,1,E]
-        found, summary = model.find_evidence(plen, now, query, kept)
+        found, summary = model.find_evidence(plen, now, query, state)
         ids = torch.from_numpy(one.ids)[None, None]
         block = model.suffix_tokens(ids, context, query, found, summary, prompt)[0]  # [1,L,D]
-        weights = _last_row(model.decoder, torch.cat((history, block), dim=1))
-        events = weights[model.lead : model.lead + len(modality)]
+        weights = last_row(model.decoder, state, block).narrow(0, model.lead, events)
         relevance = None
         if model.evidence is not None:
-            relevance = model.evidence.relevance(query, kept[0])[0, 0, :, model.lead :].mean(0)
-        lift = (events / events.mean()).numpy()
-        out.append(Attended(lift, None if relevance is None else relevance.numpy()))
+            near = model.evidence.relevance(query, state[-2])[0, 0]  # [W,P]
+            relevance = near[:, model.lead :].mean(0).numpy()
+        out.append(Attended((weights / weights.mean()).numpy(), relevance))
     return out
 
 
-def _last_row(decoder: Decoder, x: Tensor) -> Tensor:
-    """What the last token of x[1,N,D] attends to, the mean over layers and heads: [N]."""
-    cos, sin = decoder.angles(torch.arange(x.shape[1])[None])
+def last_row(decoder: Decoder, state: Sequence[Tensor], x: Tensor) -> Tensor:
+    """What the last token of a block x[1,L,D] behind a state of P tokens attends to: [P+L].
+
+    The mean over layers and heads.
+    """
+    before, length = state[0].shape[2], x.shape[1]
+    at = torch.arange(before, before + length)
+    cos, sin = decoder.angles(at[None])
+    causal = torch.arange(before + length) <= at.unsqueeze(1)  # [L,P+L]
     weights = []
-    for layer in decoder.layers:
+    for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, Layer)
-        key, value = layer.keys_values(x, cos, sin)  # [1,K,N,d]
-        query = layer.queries(x, cos, sin)  # [1,K,G,N,d]
+        both = zip(state[2 * index : 2 * index + 2], layer.keys_values(x, cos, sin), strict=True)
+        key, value = (torch.cat(parts, dim=2) for parts in both)  # [1,K,P+L,d]
+        query = layer.queries(x, cos, sin)  # [1,K,G,L,d]
         last = query[:, :, :, -1] * decoder.config.head_dim**-0.5  # [1,K,G,d]
         weights.append((last @ key.transpose(-1, -2)).softmax(-1).mean((0, 1, 2)))
-        attended = F.scaled_dot_product_attention(
-            query.flatten(1, 2), key, value, is_causal=True, enable_gqa=True
+        seen = F.scaled_dot_product_attention(
+            query.flatten(1, 2), key, value, attn_mask=causal, enable_gqa=True
         )
-        x = layer.finish(x, attended.unflatten(1, query.shape[1:3]))
+        x = layer.finish(x, seen.unflatten(1, query.shape[1:3]))
     return torch.stack(weights).mean(0)

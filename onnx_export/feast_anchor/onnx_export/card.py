@@ -39,7 +39,7 @@ def identity(
 ) -> dict[str, Any]:
     """All that decides which weights a run ends in, as JSON; two runs with one are one run.
 
-    `stored` is the fingerprint of a stored corpus, None where the questions were asked anew.
+    `stored` is the digest of a stored corpus, None where the questions were asked anew.
     """
     settings = asdict(config)
     settings.pop("checkpoint_every")  # decides when, not what

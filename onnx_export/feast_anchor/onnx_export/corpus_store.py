@@ -114,7 +114,7 @@ def read_corpus(folder: Path) -> Corpus:
 
 
 def read_for(folder: Path, scope: Scope, families: Mapping[str, Family]) -> tuple[Corpus, str]:
-    """The stored corpus of a scope, whatever a writer added to it, and its fingerprint.
+    """The stored corpus of a scope, whatever a writer added to it, and the digest of its files.
 
     Raises:
         SourceError: as `read_corpus` does, and for a corpus of another scope or other families.
@@ -128,7 +128,7 @@ def read_for(folder: Path, scope: Scope, families: Mapping[str, Family]) -> tupl
             f"the corpus in {folder} is not what these options ask for: it differs in {other}; "
             "build it again with the options of this training (`feast-anchor corpus`)"
         )
-    return read_corpus(folder), meta["fingerprint"]
+    return read_corpus(folder), canonical_sha256(meta["files"])
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -225,7 +225,7 @@ class _Run:
 
     def _look(self) -> None:
         self.model.eval()
-        scores = asdict(evaluate(self.model, self.validation))
+        scores = asdict(evaluate(self.model, self.validation, self.config))
         if self.trace.look({"step": self.trace.step, **scores}):
             self.best = {k: t.detach().clone() for k, t in trained(self.model).items()}
 

@@ -39,10 +39,9 @@ def _shorten(node: ir.Node, graph: ir.Graph) -> None:
     given, after = node.inputs[0], node.outputs[0]
     assert given is not None  # a Reshape has its input
     first = _before_reshapes(given)
-    if first.shape is not None and first.shape == after.shape and not after.is_graph_output():
+    if _known(first.shape) and first.shape == after.shape and not after.is_graph_output():
         ir.convenience.replace_all_uses_with(after, first)  # there and back
         return
-    node.replace_input_with(0, first)
     for before in (first, given):
         shape = _constant(before.shape, after.shape)
         if shape is not None:
@@ -50,6 +49,8 @@ def _shorten(node: ir.Node, graph: ir.Graph) -> None:
             node.replace_input_with(1, _initializer(graph, shape))
             node.attributes.pop("allowzero", None)  # with it, 0 would mean an empty axis
             return
+    if node.attributes.get_int("allowzero", 0):  # else a 0 may copy a size of this very input
+        node.replace_input_with(0, first)
 
 
 def _before_reshapes(value: ir.Value) -> ir.Value:
@@ -58,6 +59,11 @@ def _before_reshapes(value: ir.Value) -> ir.Value:
     if node is None or node.op_type not in _RESHAPES or node.inputs[0] is None:
         return value
     return _before_reshapes(node.inputs[0])
+
+
+def _known(shape: ir.Shape | None) -> bool:
+    """Whether every size is a number or has a name: two sizes without one need not be equal."""
+    return shape is not None and all(isinstance(n, int) or n.value is not None for n in shape)
 
 
 def _constant(before: ir.Shape | None, after: ir.Shape | None) -> list[int] | None:

@@ -1,6 +1,6 @@
 """From a batch to the number that training lowers, and its gradient: `backward`.
 
-Four terms: a user's vector is contrasted with answers (`losses.contrastive`), it must lie nearer
+Four terms: a user's vector is contrasted with answers (`losses`), it must lie nearer
 to a plain "yes" than to a plain "no" where the answer says yes (that is what the zero-shot score
 reads, and what all yes-or-no questions have in common), it must be the same however the question is
 put, and now and then the answer is written out. Noise on the questions' text vectors stands for the
@@ -29,16 +29,16 @@ def backward(
     """Add `share` of a batch's gradient to the parameters and return the loss times `share`.
 
     `write` questions also take the next-token loss, 0 for none. With `config.chunk` only so many
-    histories have a graph at once, whatever the batch holds, and all of them are still each
+    histories are in memory at once, whatever the batch holds, and all of them are still each
     other's negatives (`negatives.cached_backward`). The gradient is that of the batch as a whole,
-    but for noise and dropout, which are drawn by the chunk.
+    but for noise and dropout, which are drawn by the chunk, and anew for the next-token loss.
     """
-    if not 0 < config.chunk < len(batch.target):
+    chunks = _chunks(batch, config.chunk)
+    if len(chunks) == 1:
         with _autocast(batch):
             loss = share * batch_loss(model, batch, config, write)
         loss.backward()
         return float(loss.detach())
-    chunks = [batch.only(rows) for rows in torch.arange(len(batch.target)).split(config.chunk)]
     seed = int(torch.randint(2**31, ()))  # the same noise and dropout both times
 
     def answers() -> Tensor:
@@ -79,15 +79,17 @@ def batch_loss(model: Anchor, batch: Batch, config: TrainConfig, write: int) -> 
     return loss
 
 
+def contrasted(users: Tensor, answers: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
+    """The contrastive term in the form of the settings: users [B,Q,N], answers [A,N]."""
+    margin = MARGIN if config.mask else None
+    if config.loss == "split":
+        return contrastive(users, answers, batch.target, batch.same, margin)
+    return infonce(users, answers, batch.target, config.loss, margin)
+
+
 def _vector_loss(users: Tensor, answers: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
     """The terms that need every vector of the batch: users [B,Q,N], answers [A + 2,N]."""
-    margin = MARGIN if config.mask else None
-    told = answers[:-2]
-    if config.loss == "split":
-        contrasted = contrastive(users, told, batch.target, batch.same, margin)
-    else:
-        contrasted = infonce(users, told, batch.target, config.loss, margin)
-    loss = config.contrastive * contrasted
+    loss = config.contrastive * contrasted(users, answers[:-2], batch, config)
     loss = loss + config.plain * yes_or_no(users, answers[-2], answers[-1], batch.says)
     return loss + config.alike * _apart(users, batch) if config.alike else loss
 
@@ -99,10 +101,22 @@ def _apart(users: Tensor, batch: Batch) -> Tensor:
     return ((1.0 - cosine) * both).sum() / both.sum().clamp(min=1.0)
 
 
-def embed(model: Anchor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Vectors of length 1 of the batch's histories and questions [B,Q,N] and its answers [A,N]."""
-    users = _users(model, batch, _query(model, batch), _state(model, batch))
-    return users, _answers(model, batch)[:-2]
+def embed(model: Anchor, batch: Batch, chunk: int = 0) -> tuple[Tensor, Tensor]:
+    """Vectors of length 1 of the batch's histories and questions [B,Q,N] and its answers [A,N].
+
+    Of `chunk` histories at a time, 0 for all.
+    """
+    users = [
+        _users(model, one, _query(model, one), _state(model, one)) for one in _chunks(batch, chunk)
+    ]
+    return torch.cat(users), _answers(model, batch)[:-2]
+
+
+def _chunks(batch: Batch, size: int) -> list[Batch]:
+    """The batch in parts of `size` histories; itself where that is 0 or no less than it has."""
+    if not 0 < size < len(batch.target):
+        return [batch]
+    return [batch.only(rows) for rows in torch.arange(len(batch.target)).split(size)]
 
 
 def answer_loss(

@@ -174,7 +174,7 @@ def _attended(found: Mapping[str, Any]) -> Any:
     """Per scenario the texts of events that its question looks at most, best on top.
 
     A bar is a text's mean relevance (or attention, where the model has no evidence), the dotted
-    line that of all events; the number is how often it is attended to as much as others.
+    line that of all events; the number is its attention in multiples of the mean.
     """
     from matplotlib import pyplot as plt
 

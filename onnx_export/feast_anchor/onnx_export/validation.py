@@ -18,9 +18,9 @@ from torch import Tensor
 from .batches import Batch
 from .corpus import Corpus
 from .inputs import Ints
-from .losses import contrastive
 from .model import Anchor
-from .objective import embed
+from .objective import contrasted, embed
+from .settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,16 @@ def split(corpus: Corpus, share: float) -> tuple[Ints, Ints]:
 
 
 @torch.no_grad()
-def evaluate(model: Anchor, batches: Sequence[Batch]) -> Scores:
-    """Scores over all pairs of some batches; answers nobody in a batch gives are not looked at."""
+def evaluate(model: Anchor, batches: Sequence[Batch], config: TrainConfig) -> Scores:
+    """Scores over all pairs of some batches; answers nobody in a batch gives are not looked at.
+
+    The loss is the contrastive one of the settings, which also bound how many histories are in
+    memory at once (`chunk`).
+    """
     losses, counts = [], torch.zeros(5, dtype=torch.float64)
     for batch in batches:
-        users, answers = embed(model, batch)
-        losses.append(float(contrastive(users, answers, batch.target, batch.same)))
+        users, answers = embed(model, batch, config.chunk)
+        losses.append(float(contrasted(users, answers, batch, config)))
         similarity = users @ answers.T  # [B,Q,A]
         parts = (*_matched(similarity, batch.target), *_nearest(similarity, batch))
         counts += torch.stack([part.double().cpu() for part in parts])

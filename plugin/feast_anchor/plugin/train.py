@@ -35,7 +35,7 @@ from .views import Modality
 if TYPE_CHECKING:
     from feast_anchor.onnx_export.settings import TrainConfig
 
-MODEL_EXTRA = ("torch", "onnx", "onnxscript", "sklearn", "lightgbm", "matplotlib")
+MODEL_EXTRA = ("torch", "onnx", "onnxscript", "onnx_ir", "sklearn", "lightgbm", "matplotlib")
 
 _READER = new_reader("training")  # of pulled tables
 

@@ -13,7 +13,6 @@ from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.inputs import suffix_ids
 from feast_anchor.transforms.histories import micros
 
-from ..readings import readings_of
 from .config import EvaluationConfig
 from .features import Stage
 
@@ -36,6 +35,8 @@ def attended_texts(
     """
     from feast_anchor.onnx_export.attention import Asked, attended
     from feast_anchor.onnx_export.weights import read_model
+
+    from ..readings import readings_of
 
     model, special = read_model(bundle), bundle.manifest.special_ids
     queries = [scenario.query for scenario in config.scenarios.values()]
