@@ -81,11 +81,12 @@ def _speedup(size: str, rows: list[dict[str, Any]], axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(x, [str(number) for number in x])
-    ticks = [1, 2, 4, 8, 16, 32, 64]
+    ticks = [1, 2, 4, 8, 16, 32]
     axes.set_yticks(ticks, [f"{tick}×" for tick in ticks])
+    axes.set_ylim(top=300)  # room for the legend
     axes.set_xlabel("questions behind one prefix")
     axes.set_title(f"{size}: the cascade is faster than", loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
 
 
 def _snapshots(size: str, rows: list[dict[str, Any]], axes: Axes) -> None:
@@ -99,7 +100,7 @@ def _snapshots(size: str, rows: list[dict[str, Any]], axes: Axes) -> None:
         label = f"{questions} question{'s' if questions > 1 else ''} each"
         axes.plot(x, values, marker="o", markersize=4, color=colour, label=label)
         axes.plot(x, ideal, color=colour, linestyle=":")
-    axes.set_xlabel("as-of times from one prefix (dotted: ideal by operations)")
+    axes.set_xlabel("as-of times from one prefix (dotted: ideal)")
     axes.set_title(f"{size}: cheaper than separate prefixes, times", loc="left", fontsize=10)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
@@ -132,7 +133,7 @@ def _request(size: str, rows: list[dict[str, Any]], axes: Axes) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("milliseconds from stored state to vectors (|: goal of the 99 %)")
+    axes.set_xlabel("milliseconds, state to vectors (|: goal of 99 %)")
     axes.set_title(f"{size}: a request", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
 
@@ -161,6 +162,8 @@ def _growth(points: list[dict[str, Any]], axes: Axes) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(users, [f"{number:,}" for number in users])
+    seconds = [point["seconds"] for point in points]
+    axes.set_yticks(seconds, [f"{one:.0f}" for one in seconds])
     axes.minorticks_off()
     axes.set_xlabel("users")
     axes.set_ylabel("seconds", color=_COLOURS[0])

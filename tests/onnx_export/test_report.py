@@ -15,6 +15,7 @@ from feast_anchor.onnx_export.few_labels import Method, few_labels
 from feast_anchor.onnx_export.plots import write_plots
 from feast_anchor.onnx_export.report import (
     Findings,
+    print_tables,
     shown,
     shown_difference,
     summary,
@@ -100,6 +101,15 @@ def test_tables_say_what_is_ahead_and_what_is_missing(findings: Findings) -> Non
     assert "tea_buyer" in text
     assert "Ablations" in text
     assert "labelled users" in text
+
+
+def test_tables_are_not_cut_to_a_narrow_terminal(findings: Findings) -> None:
+    """On forty columns every name and number is there, and the console is left as it was."""
+    console = Console(file=(out := io.StringIO()), width=40)
+    print_tables(findings, console)
+    assert "…" not in out.getvalue()
+    assert "prompt-tuned (2 scenarios)" in out.getvalue()
+    assert console.width == 40
 
 
 def test_estimates_are_short() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from .evaluation import (
@@ -28,6 +29,8 @@ from .evaluation import (
     paired_ratio,
 )
 from .few_labels import Curve
+
+_WIDTH = 120  # columns that every table fits in
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,17 @@ def write_summary(found: Findings, path: Path) -> None:
     os.replace(unfinished, path)
 
 
+def print_tables(found: Findings, console: Console) -> None:
+    """Print the tables whole: one that is cut to a narrow terminal, or a pipe, cannot be read."""
+    width = console.width
+    console.width = max(_WIDTH, width)
+    try:
+        for one in tables(found):
+            console.print(one)
+    finally:
+        console.width = width
+
+
 def tables(found: Findings) -> Iterator[Table]:
     """The tables of a terminal: means, scenarios, few labels, ablations."""
     yield _means(found)
@@ -171,7 +185,7 @@ def _by_scenario(found: Findings) -> Table:
             name,
             f"{found.users[place]:,}",
             f"{found.positives[place]:.0%}",
-            *(f"[bold]{v:.3f}[/]" if v == best else _plain(v) for v in values),
+            *(f"[bold]{_plain(v)}[/]" if v == best else _plain(v) for v in values),
         )
     return table
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.evaluation import Measured, measure, pooled, resample
 from feast_anchor.onnx_export.plots import write_plots
-from feast_anchor.onnx_export.report import Findings, tables, write_summary
+from feast_anchor.onnx_export.report import Findings, print_tables, write_summary
 
 from . import rows as table
 from .cell import Stages, Tables, read_tables, run_cell
@@ -26,7 +26,6 @@ from .store import Cell
 
 Array = np.ndarray[Any, Any]
 
-_WIDTH = 120  # a table that is cut to a narrow terminal cannot be read
 MAIN = FullVariant(name="main")
 _SHOWN = (
     table.RIGHT, table.NONE, table.WRONG, table.TUNED, table.ZERO, table.IDEAL, table.TREES,
@@ -97,8 +96,7 @@ def evaluate(
     with stages.stage("report"):
         write_summary(found, out / "summary.json")
         write_plots(found, out)
-        for one in tables(found):
-            stages.console.print(one, width=max(_WIDTH, stages.console.width))
+        print_tables(found, stages.console)
         stages.console.print(f"Wrote {out / 'summary.json'} and plots beside it")
     return found
 
