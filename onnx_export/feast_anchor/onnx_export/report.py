@@ -30,7 +30,7 @@ from .evaluation import (
 )
 from .few_labels import Curve
 
-_WIDTH = 120  # columns that every table fits in
+_WIDTH = 160  # columns that the widest table fits in, words of its head unbroken
 
 
 @dataclass(frozen=True)

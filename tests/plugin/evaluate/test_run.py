@@ -13,6 +13,8 @@ import pytest
 from rich.console import Console
 
 from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.evaluation import measure, resample
+from feast_anchor.onnx_export.report import Findings, print_tables
 from feast_anchor.plugin.evaluate import cell, evaluate, rows, run
 from feast_anchor.plugin.evaluate.cell import Stages, Tables, read_tables, run_cell
 from feast_anchor.plugin.evaluate.config import EvaluationConfig, Part, load_config
@@ -191,3 +193,24 @@ def test_merged_changes_a_table_field_by_field() -> None:
         "model": {"hidden": 32, "text": 8},
     }
     assert settings["model"] == {"hidden": 32, "text": 16}
+
+
+def test_the_widest_table_is_printed_whole() -> None:
+    """All columns that the evaluation shows stand there unbroken, in a pipe too."""
+    generator = np.random.default_rng(0)
+    labels, weights = generator.integers(0, 2, (2, 60)), resample(60, 20, seed=0)
+    found = Findings(
+        scenarios=("coupon_redeemer", "morning_shopper"),
+        rows={
+            name: measure(labels, (labels + generator.standard_normal(labels.shape))[None], weights)
+            for name in run._SHOWN
+        },
+        against=(rows.RIGHT, rows.IDEAL),
+        positives=labels.mean(axis=1),
+        users=np.array([12_741, 741]),
+        shown=run._SHOWN,
+    )
+    out = io.StringIO()
+    print_tables(found, Console(file=out))
+    assert "conditioning" in out.getvalue()
+    assert "…" not in out.getvalue()
