@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from feast_anchor.onnx_export.evaluation import resample
-from feast_anchor.onnx_export.few_labels import Array, Method, few_labels
+from feast_anchor.onnx_export.few_labels import Array, Curve, Method, few_labels, joined
 from feast_anchor.onnx_export.probe import fit_probe
 
 USERS, SCENARIOS = 240, 3
@@ -84,3 +84,25 @@ def test_a_scenario_with_too_few_positives_is_left_out() -> None:
     curve = few_labels(labels, methods, resample(100, 4, seed=0), sizes=(25,), draws=2)
     assert np.isnan(curve.auc["any", 25][:, 0]).all()
     assert not np.isnan(curve.mean("any", 25).value)
+
+
+def test_joined_curves_are_the_mean_of_what_all_measured() -> None:
+    """Draws of several runs stand side by side; a method or size that one lacks is left out."""
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 2, (2, 200))
+    weights = resample(200, 30, seed=0)
+
+    def curve(strength: float, sizes: tuple[int, ...], *names: str) -> Curve:
+        score = strength * labels + generator.standard_normal(labels.shape)
+        methods = {name: lambda s, known, y, to, seed: score[s, to] for name in names}
+        return few_labels(labels, methods, weights, sizes=sizes, draws=4)
+
+    weak, strong = curve(0.2, (25, 50), "a", "b"), curve(3.0, (25,), "a")
+    both = joined([weak, strong])
+    assert both.sizes == (25,)
+    assert list(both.auc) == [("a", 25)]
+    found = both.mean("a", 25)
+    assert found.value == pytest.approx(
+        (weak.mean("a", 25).value + strong.mean("a", 25).value) / 2, abs=1e-12
+    )
+    assert found.low < found.value < found.high

@@ -70,6 +70,21 @@ class Curve:
         return mean_over_scenarios(values.mean(axis=0), resampled)
 
 
+def joined(curves: Sequence[Curve]) -> Curve:
+    """One curve of several runs' draws: what they all measured, in the same bootstrap rounds.
+
+    A scenario that lacks users of a class in one of them is left out at that size.
+    """
+    first = curves[0]
+    common = [key for key in first.auc if all(key in curve.auc for curve in curves)]
+    return Curve(
+        tuple(size for size in first.sizes if any(size == own for _, own in common)),
+        {key: np.concatenate([curve.auc[key] for curve in curves]) for key in common},
+        {key: np.concatenate([curve.rounds[key] for curve in curves]) for key in common},
+        first.seed,
+    )
+
+
 def few_labels(
     labels: Array,
     methods: Mapping[str, Method],

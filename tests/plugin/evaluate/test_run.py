@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from rich.console import Console
 
 from feast_anchor.onnx_export.bundle import Bundle
 from feast_anchor.onnx_export.evaluation import measure, resample
+from feast_anchor.onnx_export.few_labels import few_labels
 from feast_anchor.onnx_export.report import Findings, print_tables
 from feast_anchor.plugin.evaluate import cell, evaluate, rows, run
 from feast_anchor.plugin.evaluate.cell import Stages, Tables, read_tables, run_cell
 from feast_anchor.plugin.evaluate.config import EvaluationConfig, Part, load_config
 from feast_anchor.plugin.evaluate.run import merged
-from feast_anchor.plugin.evaluate.store import Cell
+from feast_anchor.plugin.evaluate.store import Cell, load_cell, save_cell
 from feast_anchor.plugin.evaluate.users import divide, part_of
 from plugin.evaluate.conftest import CONFIG, WriteEvaluation, write_evaluation
 
@@ -107,7 +109,7 @@ def test_training_is_told_the_cut_and_whom_to_leave_out(
     config, stages = load_config(evaluation()), Stages(quiet())
     tables = read_tables(config, stages)
     with pytest.raises(Enough):
-        run_cell(config, tables, part, tmp_path / "cell", stages, baselines=False, curve=False)
+        run_cell(config, tables, part, tmp_path / "cell", stages, baselines=False, draws=0)
     everyone = set(tables.events.column("user").to_pylist())
     unseen = {"test"} if part == "test" else {"test", "validation"}
     assert given["held_out"] == {u for u in everyone if part_of(u, 0, config) in unseen}
@@ -120,6 +122,7 @@ def test_full_covers_every_cell_and_compares_the_ablations(
 ) -> None:
     """Two splits, two seeds and an ablation that ruins the scores: it falls behind the main one."""
     asked: list[tuple[str, int, int, dict[str, Any], bool]] = []
+    drawn: list[int] = []
 
     def fake(
         config: EvaluationConfig,
@@ -129,9 +132,10 @@ def test_full_covers_every_cell_and_compares_the_ablations(
         stages: Stages,
         *,
         baselines: bool,
-        curve: bool,
+        draws: int,
     ) -> Cell:
         asked.append((folder.name, config.split, config.seed, config.train["model"], baselines))
+        drawn.append(draws)
         users = sorted(divide(tables.at_cut.users, config, part)[0])
         y = tables.at_cut.take(users).y
         noise = np.random.default_rng(config.seed).standard_normal(y.shape)
@@ -148,6 +152,7 @@ def test_full_covers_every_cell_and_compares_the_ablations(
     cells = [(split, seed) for _, split, seed, _, _ in asked]
     assert cells == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0), (0, 1)]  # the ablation: first split
     assert [baselines for *_, baselines in asked] == [True] * 4 + [False] * 2
+    assert drawn == [1] * 4 + [0] * 2  # of labels; at least as many in all as the file says
     assert asked[0][3]["embedding"] == 16
     assert asked[-1][3] == {**asked[0][3], "embedding": 8}
     assert summary["ablations"]["narrow"]["minus the first"]["high"] < 0
@@ -172,7 +177,7 @@ def test_a_finished_cell_is_read_unless_a_setting_changed(
 
     def call(config: EvaluationConfig) -> Cell:
         folder = tmp_path / "cell"
-        return run_cell(config, tables, "test", folder, stages, baselines=False, curve=False)
+        return run_cell(config, tables, "test", folder, stages, baselines=False, draws=0)
 
     first, again = call(config), call(config)
     assert trained == [0]
@@ -183,6 +188,27 @@ def test_a_finished_cell_is_read_unless_a_setting_changed(
         np.testing.assert_array_equal(scores, again.rows[name])
     call(config.model_copy(update={"seed": 5}))
     assert trained == [0, 5]
+
+
+def test_a_stored_cell_keeps_its_curve(tmp_path: Path) -> None:
+    """What a full evaluation reads back says the same at every size; without a curve, none."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, (2, 200))
+    signal = y + generator.standard_normal(y.shape)
+    weights = resample(200, 7, seed=0)
+    curve = few_labels(y, {"given": lambda s, known, y, to, seed: signal[s, to]}, weights, draws=3)
+    made = Cell(tuple(map(str, range(200))), y, {rows.RIGHT: signal[None]}, None, {}, curve)
+    save_cell(made, tmp_path, "digest")
+    found = load_cell(tmp_path, "digest")
+    assert found is not None
+    assert found.curve is not None
+    assert found.curve.sizes == curve.sizes == (25, 50, 100)
+    for size in curve.sizes:
+        assert found.curve.mean("given", size) == curve.mean("given", size)
+    save_cell(replace(made, curve=None), tmp_path, "other")
+    again = load_cell(tmp_path, "other")
+    assert again is not None
+    assert again.curve is None
 
 
 def test_merged_changes_a_table_field_by_field() -> None:

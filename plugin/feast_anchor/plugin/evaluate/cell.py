@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -109,7 +109,7 @@ def run_cell(
     stages: Stages,
     *,
     baselines: bool,
-    curve: bool,
+    draws: int,
 ) -> Cell:
     """Compute a cell, or read it when it is finished.
 
@@ -120,10 +120,12 @@ def run_cell(
         folder: where the bundle and the record go.
         stages: the terminal.
         baselines: also the rows that need no model and the wrong query; ablations leave them out.
-        curve: also the few-label curve, which is not kept; such a cell is always computed.
+        draws: repetitions of each number of labels of the few-label curve, 0 for no curve.
     """
-    digest = canonical_sha256([config.digest(), tables.snapshot, part, baselines, code_digest()])
-    found = None if curve else load_cell(folder, digest)
+    digest = canonical_sha256(
+        [config.digest(), tables.snapshot, part, baselines, draws, code_digest()]
+    )
+    found = load_cell(folder, digest)
     if found is not None:
         stages.report(f"{folder.name}: finished earlier, read from {folder / RECORD}")
         return found
@@ -161,15 +163,14 @@ def run_cell(
     from feast_anchor.onnx_export.threads import one_blas_thread  # needs the train extra
 
     with one_blas_thread():
-        rows, found_curve = _scored(
+        rows, curve = _scored(
             config, tables, board, vectors, everyone - unseen, bundle.manifest.dims, stages,
-            baselines, curve,
+            baselines, draws,
         )  # fmt: skip
-    cell = Cell(
-        labels.users, labels.y, ordered(rows), _plane(vectors), facts | {"seconds": stages.seconds}
-    )
+    facts["seconds"] = stages.seconds
+    cell = Cell(labels.users, labels.y, ordered(rows), _plane(vectors), facts, curve)
     save_cell(cell, folder, digest)
-    return replace(cell, curve=found_curve)
+    return cell
 
 
 def _scored(
@@ -181,7 +182,7 @@ def _scored(
     dims: Dims,
     stages: Stages,
     baselines: bool,
-    curve: bool,
+    draws: int,
 ) -> tuple[dict[str, Array], Curve | None]:
     rows: dict[str, Array] = {}
     with stages.stage("probes"):
@@ -198,19 +199,27 @@ def _scored(
         for name, scores in baseline_rows(board, features, vectors):
             stages.report(name)
             rows[name] = scores
-    if not curve:
+    if not draws:
         return rows, None
     with stages.stage("few labels"):
         found = few_labels(
             board.y,
             few_label_methods(features, vectors),
-            resample(len(vectors.users), _FEW_ROUNDS, config.seed),
-            draws=config.draws,
+            _few_rounds(tables, vectors.users),
+            draws=draws,
             seed=config.seed,
             threads=board.threads,
             on_progress=lambda done: stages.report("draws of labelled users", done),
         )
     return rows, found
+
+
+def _few_rounds(tables: Tables, users: Sequence[str]) -> Array:
+    """How often each user is drawn [R, N]: the same in every cell, so that curves can be joined."""
+    everyone = tables.at_cut.users
+    place = {user: column for column, user in enumerate(everyone)}
+    drawn: Array = resample(len(everyone), _FEW_ROUNDS, seed=0)[:, [place[u] for u in users]]
+    return drawn
 
 
 def _train(config: EvaluationConfig, held_out: set[str], out: Path, stages: Stages) -> Bundle:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.evaluation import Measured, measure, pooled, resample
+from feast_anchor.onnx_export.few_labels import joined
 from feast_anchor.onnx_export.plots import write_plots
 from feast_anchor.onnx_export.report import Findings, print_tables, write_summary
 
@@ -91,7 +92,9 @@ def evaluate(
     if full:
         found = _full(config, read, part, out / "cells", stages)
     else:
-        cell = run_cell(config, read, part, out / "model", stages, baselines=True, curve=True)
+        cell = run_cell(
+            config, read, part, out / "model", stages, baselines=True, draws=config.draws
+        )
         found = _single(config, part, cell)
     with stages.stage("report"):
         write_summary(found, out / "summary.json")
@@ -122,6 +125,8 @@ def _full(
     """Every variant in every seed and split; the first variant gets the whole table."""
     places = _places(config)
     done: list[tuple[_Place, Cell]] = []
+    own = sum(place.variant is MAIN for place in places)
+    draws = -(-config.draws // own)  # of each cell: together no fewer than one run makes
     for number, place in enumerate(places, start=1):
         stages.console.rule(f"[bold]cell {number} of {len(places)}: {place.folder}")
         cell = run_cell(
@@ -131,7 +136,7 @@ def _full(
             folder / place.folder,
             stages,
             baselines=place.variant is MAIN,
-            curve=False,
+            draws=draws if place.variant is MAIN else 0,
         )
         done.append((place, cell))
     weights = _weights([cell for _, cell in done], config)
@@ -194,8 +199,9 @@ def _findings(
     weights: Mapping[str, Array],
     facts: Mapping[str, Any],
 ) -> Findings:
-    """What one variant's cells say together; map, curve and attention are the first's."""
+    """What one variant's cells say together; map and attention are the first's."""
     first = cells[0]
+    curves = [cell.curve for cell in cells if cell.curve is not None]
     return Findings(
         scenarios=config.names,
         rows=_pooled(cells, weights, first.rows),
@@ -204,7 +210,7 @@ def _findings(
         users=np.mean([(cell.y >= 0).sum(axis=1) for cell in cells], axis=0).round(),
         shown=_SHOWN,
         ratio=(table.UNSEEN, table.RIGHT),
-        curve=first.curve,
+        curve=joined(curves) if curves else None,
         with_all=_WITH_ALL,
         compared=("trees", "logistic regression"),
         plane=first.plane,

@@ -29,7 +29,7 @@ from .rows import ordered
 Array = np.ndarray[Any, Any]
 
 RECORD = "cell.json"
-_SCORES = "scores.npz"
+_SCORES, _CURVE = "scores.npz", "curve.npz"
 # What can change without changing a number of a cell.
 _NO_MATTER = ("report.py", "plots.py", "run.py", "store.py")
 
@@ -84,9 +84,12 @@ def save_cell(cell: Cell, folder: Path, digest: str) -> None:
     arrays: dict[str, Any] = {f"row {name}": scores for name, scores in cell.rows.items()}
     arrays |= {} if cell.plane is None else {"plane": cell.plane}
     np.savez_compressed(folder / _SCORES, y=cell.y, users=np.array(cell.users), **arrays)
+    if cell.curve is not None:
+        _save_curve(cell.curve, folder / _CURVE)
     record = folder / RECORD
     unfinished = record.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"digest": digest, "facts": cell.facts}, indent=2), "utf-8")
+    found = {"digest": digest, "curve": cell.curve is not None, "facts": cell.facts}
+    unfinished.write_text(json.dumps(found, indent=2), "utf-8")
     os.replace(unfinished, record)
 
 
@@ -100,5 +103,29 @@ def load_cell(folder: Path, digest: str) -> Cell | None:
         return None
     with np.load(folder / _SCORES, allow_pickle=False) as arrays:
         rows = {n.removeprefix("row "): arrays[n] for n in arrays.files if n.startswith("row ")}
-        users = tuple(arrays["users"].tolist())
-        return Cell(users, arrays["y"], ordered(rows), arrays.get("plane"), dict(record["facts"]))
+        users, facts = tuple(arrays["users"].tolist()), dict(record["facts"])
+        curve = _load_curve(folder / _CURVE) if record["curve"] else None
+        return Cell(users, arrays["y"], ordered(rows), arrays.get("plane"), facts, curve)
+
+
+def _save_curve(curve: Curve, path: Path) -> None:
+    methods, sizes = zip(*curve.auc, strict=True)
+    np.savez_compressed(
+        path,
+        methods=np.array(methods),
+        sizes=np.array(sizes),
+        auc=np.stack(list(curve.auc.values())),  # [K, D, S]
+        rounds=np.stack([curve.rounds[key] for key in curve.auc]),  # [K, D, S, R]
+        seed=np.array(curve.seed),
+    )
+
+
+def _load_curve(path: Path) -> Curve:
+    with np.load(path, allow_pickle=False) as arrays:
+        keys = list(zip(arrays["methods"].tolist(), arrays["sizes"].tolist(), strict=True))
+        return Curve(
+            tuple(sorted({size for _, size in keys})),
+            dict(zip(keys, arrays["auc"], strict=True)),
+            dict(zip(keys, arrays["rounds"], strict=True)),
+            int(arrays["seed"]),
+        )
