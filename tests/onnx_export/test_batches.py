@@ -218,12 +218,16 @@ def test_only_the_snapshots_asked_for_are_drawn(batches: Batches) -> None:
     assert set(lengths.tolist()) <= set(batches.lengths[wanted].tolist())
 
 
-def test_batches_for_measuring_mix_long_and_short_histories(batches: Batches) -> None:
-    """Alike, a batch spans little of the lengths there are; unlike, most of them."""
-
-    def spread(alike: bool) -> float:
-        drawn = itertools.islice(batches.draw(6, 5, 0.0, 0, alike=alike), 16)
-        return float(np.mean([np.ptp(batch.plen[:, 0].numpy()) for batch in drawn]))
-
-    assert spread(alike=True) < 0.25 * np.ptp(batches.lengths)
-    assert spread(alike=False) > 0.5 * np.ptp(batches.lengths)
+def test_a_batch_mixes_long_and_short_histories_shortest_first(batches: Batches) -> None:
+    """A batch spans most of the lengths there are: busy users meet quiet ones. A pool draws
+    without putting back.
+    """
+    drawn = list(itertools.islice(batches.draw(6, 5, 0.0, 0), 16))
+    lengths = [batch.plen[:, 0].numpy() for batch in drawn]
+    assert all((np.diff(own) >= 0).all() for own in lengths)
+    assert np.mean([np.ptp(own) for own in lengths]) > 0.5 * np.ptp(batches.lengths)
+    found = np.bincount(np.concatenate(lengths), minlength=1)
+    whole = np.bincount(batches.lengths, minlength=len(found))
+    turns = 6 * 16 / len(batches.lengths)
+    assert (found <= np.ceil(turns) * whole).all()
+    assert (found >= np.floor(turns) * whole).all()

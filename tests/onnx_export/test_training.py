@@ -239,18 +239,20 @@ def model_and_batch(config: ModelConfig = SIZES, silent: float = 0.0) -> tuple[A
     words = training._words(corpus, CONFIG)
     model = Anchor(config, words.special, len(TINY_MODALITIES), words.texts).eval()
     batches = Batches(corpus, TINY_MODALITIES, words)
-    return model, next(batches.draw(8, 6, 0.0, 0, silent=silent, twice=True, alike=False))
+    return model, next(batches.draw(8, 6, 0.0, 0, silent=silent, twice=True))
 
 
 @torch.no_grad()
 def test_answer_tokens_do_not_reach_the_embedding() -> None:
     """The embedding at <USER_EMB> is the same with the answer behind it as without."""
     model, batch = model_and_batch()
-    state, query = objective._state(model, batch), objective._query(model, batch)
-    alone = objective.answer_hidden(model, batch, query, state, 3)[0][:, :, 0]
-    batch = replace(batch, answers=torch.ones_like(batch.answers))
-    other = objective.answer_hidden(model, batch, query, state, 3)[0]
-    assert torch.equal(alone, other[:, :, 0])
+
+    def anchors(batch: Batch) -> torch.Tensor:
+        asked = objective._asked(model, batch, objective._query(model, batch))
+        return torch.cat([objective.answer_hidden(model, part, 3)[0][:, :, 0] for part in asked])
+
+    other = replace(batch, answers=torch.ones_like(batch.answers))
+    assert torch.equal(anchors(batch), anchors(other))
 
 
 @torch.no_grad()
@@ -359,27 +361,48 @@ def test_chunks_give_the_gradient_of_the_batch(
 
 
 def test_part_of_a_batch_is_every_tensor_of_its_histories() -> None:
-    """`only` cuts each tensor that has a row per history, keeps the rest, and reads the same
-    texts; vectors in chunks are those of all at once.
+    """`only` cuts each tensor that has a row per history, takes away what is padding for all of
+    them, keeps the rest, and reads the same texts; vectors in chunks are those of all at once.
     """
     model, batch = model_and_batch(silent=0.2)
     rows = torch.tensor([5, 2])
     part, changed = batch.only(rows), set()
+    longest = int(batch.plen[rows].max())
+    assert longest < batch.text.shape[1]
     for name in batch.__dataclass_fields__:
         mine, theirs = getattr(part, name), getattr(batch, name)
         if name in ("text", "texts"):
             continue
         if mine is not theirs:
             changed.add(name)
-            assert torch.equal(mine, theirs[rows])
+            own = theirs[rows]
+            assert torch.equal(mine, own[:, :longest] if name in _PER_EVENT else own)
     shared = {"queries", "answer_texts", "answers", "answer_length", "same"}
     assert changed == set(batch.__dataclass_fields__) - shared - {"text", "texts"}
-    assert torch.equal(part.texts[part.text], batch.texts[batch.text[rows]])
+    assert torch.equal(part.texts[part.text], batch.texts[batch.text[rows, :longest]])
     with torch.no_grad():
         for mine, theirs in zip(
             objective.embed(model, batch, 3), objective.embed(model, batch), strict=True
         ):
             torch.testing.assert_close(mine, theirs)
+
+
+_PER_EVENT = ("features", "modality", "days")
+
+
+@torch.no_grad()
+def test_parts_of_a_batch_are_all_of_it_with_less_padding() -> None:
+    """Every history is in one part, in order; vectors are those of the padded batch as a whole."""
+    model, batch = model_and_batch(silent=0.2)
+    parts = batch.parts()
+    assert torch.equal(torch.cat([part.plen for part in parts]), batch.plen)
+    sizes = [part.text.shape for part in parts]
+    assert sum(histories * events for histories, events in sizes) < 0.8 * batch.text.numel()
+    query = objective._query(model, batch)
+    state = objective._state(model, batch, model.texts.vectors(batch.texts))
+    whole = objective._vectors(model, objective.Asked(batch, query, state))
+    in_parts = objective._users(model, objective._asked(model, batch, query))
+    torch.testing.assert_close(in_parts, whole)
 
 
 def test_chunks_see_the_same_noise_both_times() -> None:

@@ -23,7 +23,8 @@ from .vocabulary import Words
 Array = np.ndarray[Any, Any]
 
 YES_NO = ("yes", "no")
-_POOL = 16  # batches drawn together and sorted by length, so that little is padded
+_POOL = 16  # batches drawn together: none of their histories comes twice while others wait
+_PARTS = 6  # of a batch, by length, so that little is padded
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,30 @@ class Batch:
     def only(self, rows: Tensor) -> Batch:
         """Some of the histories, int64 [b], asked the same; event texts that they do not have go.
 
-        Padding that was there stays.
+        They are padded to the longest of them.
         """
-        distinct, text = torch.unique(self.text[rows], return_inverse=True)
+        part = self._rows(rows)
+        distinct, text = torch.unique(part.text, return_inverse=True)
+        return replace(part, texts=self.texts[distinct], text=text)
+
+    def parts(self) -> list[Batch]:
+        """The batch, whose histories are in order of length, in a few parts of equal size.
+
+        A part's histories are about equally long, so that little of it is padding. Its `texts` are
+        those of the batch.
+        """
+        rows = torch.arange(len(self.target), device=self.target.device)
+        return [self._rows(part) for part in rows.tensor_split(min(_PARTS, len(rows)))]
+
+    def _rows(self, rows: Tensor) -> Batch:
         own = {name: getattr(self, name)[rows] for name in _OF_HISTORIES}
-        return replace(self, texts=self.texts[distinct], text=text, **own)
+        longest = max(1, int(own["plen"].max()))
+        own |= {name: getattr(self, name)[rows, :longest] for name in _OF_EVENTS}
+        return replace(self, **own)
 
 
-_OF_HISTORIES = (
-    *("features", "modality", "days", "plen", "now", "context"),
-    *("query", "ids", "qlen", "target", "says"),
-)
+_OF_EVENTS = ("text", "features", "modality", "days")
+_OF_HISTORIES = ("plen", "now", "context", "query", "ids", "qlen", "target", "says")
 
 
 @dataclass(frozen=True)
@@ -118,9 +132,8 @@ class Batches:
         twice: bool = False,
         first: int = 0,
         among: Ints | None = None,
-        alike: bool = True,
     ) -> Iterator[Batch]:
-        """Batches without end: `size` histories, each asked the same questions.
+        """Batches without end: `size` histories, shortest first, each asked the same questions.
 
         Each batch is a pure function of its number and the other arguments, so that an
         interrupted training can go on where it stopped.
@@ -136,29 +149,29 @@ class Batches:
                 has them, so that a loss can ask that both get the same vector.
             first: number of the first batch.
             among: snapshots to draw from, all by default.
-            alike: histories of one batch are about equally long, which saves padding. Not for
-                measuring: then busy users would never meet quiet ones.
         """
         rows = np.arange(len(self.histories)) if among is None else among
         for number in itertools.count(first):
-            drawn = self._draw_rows(rows, size, number, seed, alike)
+            drawn = self._draw_rows(rows, size, number, seed)
             generator = np.random.default_rng((seed, 1, number))
             count = min(max(1, questions // 2) if twice else questions, len(self.chance))
             columns = generator.choice(len(self.chance), count, replace=False, p=self.chance)
             columns = np.repeat(columns, 2) if twice else columns
             yield self._batch(drawn, columns, noise, silent, generator)
 
-    def _draw_rows(self, rows: Ints, size: int, number: int, seed: int, alike: bool) -> Ints:
-        """The histories of one batch: its part of a pool, sorted by length or not."""
+    def _draw_rows(self, rows: Ints, size: int, number: int, seed: int) -> Ints:
+        """The histories of one batch, shortest first.
+
+        They are drawn at random, not alike: who never meets a busy user does not learn what tells
+        busy users from quiet ones.
+        """
         pool, turn = divmod(number, _POOL)
         generator = np.random.default_rng((seed, 0, pool))
         need = size * _POOL
         order = np.concatenate([generator.permutation(rows) for _ in range(-(-need // len(rows)))])
-        order = order[:need]
-        if alike:
-            order = order[np.argsort(self.lengths[order], kind="stable")]
-        part = generator.permutation(_POOL)[turn]
-        return order[part * size : (part + 1) * size]
+        drawn = order[turn * size : (turn + 1) * size]
+        out: Ints = drawn[np.argsort(self.lengths[drawn], kind="stable")]
+        return out
 
     def _batch(
         self,

@@ -164,9 +164,7 @@ class _Run:
         self.validation: list[Batch] = []
         if len(parts[1]):
             size = min(config.histories, len(parts[1]))
-            drawn = batches.draw(
-                size, config.questions, 0.0, config.seed, among=parts[1], alike=False
-            )
+            drawn = batches.draw(size, config.questions, 0.0, config.seed, among=parts[1])
             self.validation = [self._moved(batch) for batch in islice(drawn, _LOOKED_AT)]
         self.started = time.perf_counter()
 

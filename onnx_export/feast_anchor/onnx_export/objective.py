@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,6 +22,15 @@ from .losses import MARGIN, contrastive, infonce, next_token, yes_or_no
 from .model import Anchor
 from .negatives import cached_backward
 from .settings import TrainConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Histories of a batch, the questions that they are asked [B,Q,E], and their user states."""
+
+    batch: Batch
+    query: Tensor
+    state: tuple[Tensor, ...]
 
 
 def backward(
@@ -47,7 +57,7 @@ def backward(
 
     def users(number: int, chunk: Batch) -> Tensor:
         with _seeded(batch, seed + 1 + number):
-            return _users(model, chunk, _noisy_query(model, chunk, config), _state(model, chunk))
+            return _users(model, _asked(model, chunk, _noisy_query(model, chunk, config)))
 
     def loss_of(vectors: Sequence[Tensor]) -> Tensor:
         with _autocast(batch):
@@ -59,10 +69,8 @@ def backward(
     for chunk, own in zip(chunks, tokens, strict=True):
         if own:
             with _autocast(batch):
-                written = answer_loss(
-                    model, chunk, _noisy_query(model, chunk, config), _state(model, chunk), write
-                )
-                written = written * (share * own / sum(tokens))
+                asked = _asked(model, chunk, _noisy_query(model, chunk, config))
+                written = answer_loss(model, asked, write) * (share * own / sum(tokens))
             written.backward()
             total += float(written.detach())
     return total
@@ -70,13 +78,9 @@ def backward(
 
 def batch_loss(model: Anchor, batch: Batch, config: TrainConfig, write: int) -> Tensor:
     """The objective of one batch; `write` questions also take the next-token loss, 0 for none."""
-    state = _state(model, batch)
-    query = _noisy_query(model, batch, config)
-    answers, users = _answers(model, batch), _users(model, batch, query, state)
-    loss = _vector_loss(users, answers, batch, config)
-    if write:
-        loss = loss + answer_loss(model, batch, query, state, write)
-    return loss
+    asked = _asked(model, batch, _noisy_query(model, batch, config))
+    loss = _vector_loss(_users(model, asked), _answers(model, batch), batch, config)
+    return loss + answer_loss(model, asked, write) if write else loss
 
 
 def contrasted(users: Tensor, answers: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
@@ -106,9 +110,7 @@ def embed(model: Anchor, batch: Batch, chunk: int = 0) -> tuple[Tensor, Tensor]:
 
     Of `chunk` histories at a time, 0 for all.
     """
-    users = [
-        _users(model, one, _query(model, one), _state(model, one)) for one in _chunks(batch, chunk)
-    ]
+    users = [_users(model, _asked(model, one, _query(model, one))) for one in _chunks(batch, chunk)]
     return torch.cat(users), _answers(model, batch)[:-2]
 
 
@@ -119,34 +121,30 @@ def _chunks(batch: Batch, size: int) -> list[Batch]:
     return [batch.only(rows) for rows in torch.arange(len(batch.target)).split(size)]
 
 
-def answer_loss(
-    model: Anchor, batch: Batch, query: Tensor, state: Sequence[Tensor], write: int
-) -> Tensor:
+def answer_loss(model: Anchor, asked: Sequence[Asked], write: int) -> Tensor:
     """Next-token loss of the answers of the first `write` questions."""
-    hidden, tokens = answer_hidden(model, batch, query, state, write)
-    return next_token(model.logits(hidden), tokens, model.special.pad)
+    hidden, tokens = zip(*(answer_hidden(model, part, write) for part in asked), strict=True)
+    return next_token(model.logits(torch.cat(hidden)), torch.cat(tokens), model.special.pad)
 
 
-def answer_hidden(
-    model: Anchor, batch: Batch, query: Tensor, state: Sequence[Tensor], write: int
-) -> tuple[Tensor, Tensor]:
+def answer_hidden(model: Anchor, asked: Asked, write: int) -> tuple[Tensor, Tensor]:
     """Hidden states [B,W,A,D] and the token that each has to predict [B,W,A].
 
     The answer stands behind `<USER_EMB>`, which is the first row and cannot see it: blocks are
     causal. Pairs without an answer have padding to predict, which counts for nothing.
     """
-    pad, width = model.special.pad, batch.answers.shape[1]
+    batch, pad, width = asked.batch, model.special.pad, asked.batch.answers.shape[1]
     target = batch.target[:, :write]  # [B,W]
     tokens = batch.answers[target.clamp(min=0)]  # [B,W,A]
     tokens = torch.where((target >= 0).unsqueeze(-1), tokens, pad)
     ids, qlen, plen = batch.ids[:, :write], batch.qlen[:, :write], batch.plen[:, :write]
-    now, context, query = batch.now[:, :write], batch.context[:, :write], query[:, :write]
+    now, context, query = batch.now[:, :write], batch.context[:, :write], asked.query[:, :write]
     block = torch.cat((ids, torch.full_like(tokens, pad)), dim=-1)  # [B,W,L+A]
     rows = qlen.unsqueeze(-1) - 1 + torch.arange(width, device=ids.device)  # [B,W,A]
     block = block.scatter(2, rows + 1, tokens)
-    found, summary = model.find_evidence(plen, now, query, state)
+    found, summary = model.find_evidence(plen, now, query, asked.state)
     x = model.suffix_tokens(block, context, query, found, summary, _no_prompt(model))
-    return model.decoder.suffix(x, rows, model.lead + plen, state), tokens
+    return model.decoder.suffix(x, rows, model.lead + plen, asked.state), tokens
 
 
 def _answers(model: Anchor, batch: Batch) -> Tensor:
@@ -154,9 +152,25 @@ def _answers(model: Anchor, batch: Batch) -> Tensor:
     return model.answer(batch.answers, batch.answer_length, spoken)
 
 
-def _users(model: Anchor, batch: Batch, query: Tensor, state: Sequence[Tensor]) -> Tensor:
-    asked = (batch.ids, batch.qlen, batch.plen, batch.now, batch.context, query)
-    return model.suffix(*asked, _no_prompt(model), state)
+def _asked(model: Anchor, batch: Batch, query: Tensor) -> list[Asked]:
+    """A batch with its questions encoded, query [B,Q,E], in parts of little padding."""
+    texts = model.texts.vectors(batch.texts)  # [N,E]
+    parts = batch.parts()
+    own = query.split([len(part.target) for part in parts])
+    return [
+        Asked(part, asked, _state(model, part, texts))
+        for part, asked in zip(parts, own, strict=True)
+    ]
+
+
+def _users(model: Anchor, asked: Sequence[Asked]) -> Tensor:
+    return torch.cat([_vectors(model, part) for part in asked])
+
+
+def _vectors(model: Anchor, asked: Asked) -> Tensor:
+    batch, prompt = asked.batch, _no_prompt(model)
+    told = (batch.ids, batch.qlen, batch.plen, batch.now, batch.context, asked.query)
+    return model.suffix(*told, prompt, asked.state)
 
 
 def _noisy_query(model: Anchor, batch: Batch, config: TrainConfig) -> Tensor:
@@ -177,9 +191,8 @@ def _no_prompt(model: Anchor) -> Tensor:
     return torch.zeros(1, model.config.hidden, device=model.decoder.frequencies.device)
 
 
-def _state(model: Anchor, batch: Batch) -> tuple[Tensor, ...]:
-    vectors = model.texts.vectors(batch.texts)[batch.text]  # [N,E] -> [B,T,E]
-    vectors = vectors * (batch.modality >= 0).unsqueeze(-1)
+def _state(model: Anchor, batch: Batch, texts: Tensor) -> tuple[Tensor, ...]:
+    vectors = texts[batch.text] * (batch.modality >= 0).unsqueeze(-1)  # [N,E] -> [B,T,E]
     return model.prefix(vectors, batch.features, batch.modality, batch.days)
 
 
