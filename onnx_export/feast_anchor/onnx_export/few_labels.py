@@ -78,7 +78,7 @@ def joined(curves: Sequence[Curve]) -> Curve:
     first = curves[0]
     common = [key for key in first.auc if all(key in curve.auc for curve in curves)]
     return Curve(
-        tuple(size for size in first.sizes if any(size == own for _, own in common)),
+        tuple(sorted({size for _, size in common})),
         {key: np.concatenate([curve.auc[key] for curve in curves]) for key in common},
         {key: np.concatenate([curve.rounds[key] for curve in curves]) for key in common},
         first.seed,
