@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feast_anchor.onnx_export.evidence import HALF_LIVES, THRESHOLDS, Evidence
+from feast_anchor.onnx_export.evidence import FAR, HALF_LIVES, THRESHOLDS, Evidence, Standardise
 from feast_anchor.onnx_export.inputs import (
     AGELESS,
     EVENT_FEATURES,
@@ -203,3 +203,18 @@ def test_keys_start_as_the_leading_axes_of_the_texts() -> None:
     evidence.start_from(vectors[:1])
     assert evidence.query_key.weight[0].any()
     assert not evidence.query_key.weight[1:].any()
+
+
+@torch.no_grad()
+def test_numbers_are_read_in_standard_deviations() -> None:
+    """By hand: mean 3 and spread 2; a number that never changes keeps its scale; far out is far
+    out, and says nothing about the numbers beside it.
+    """
+    standardise = Standardise(2)
+    standardise.measure(torch.tensor([[1.0, 7.0], [5.0, 7.0], [1.0, 7.0], [5.0, 7.0]]))
+    standardise.gain.fill_(1.0)
+    found = standardise(torch.tensor([[5.0, 7.0], [3.0, 8.0], [-900.0, 7.5]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.0, 1.0], [-FAR, 0.5]]))
+    standardise.gain.copy_(torch.tensor([2.0, 3.0]))
+    standardise.bias.copy_(torch.tensor([0.5, -1.0]))
+    torch.testing.assert_close(standardise(torch.tensor([1.0, 9.0])), torch.tensor([-1.5, 5.0]))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from feast_anchor.onnx_export import fitting, objective, training
+from feast_anchor.onnx_export import evidence, fitting, objective, training
 from feast_anchor.onnx_export.batches import Batch, Batches
 from feast_anchor.onnx_export.errors import SourceError, SpecError
 from feast_anchor.onnx_export.fitting import Progress, Store, Trace
+from feast_anchor.onnx_export.inputs import Ints
 from feast_anchor.onnx_export.manifest import read_manifest
 from feast_anchor.onnx_export.model import Anchor, ModelConfig
 from feast_anchor.onnx_export.settings import TrainConfig
@@ -403,6 +405,53 @@ def test_parts_of_a_batch_are_all_of_it_with_less_padding() -> None:
     whole = objective._vectors(model, objective.Asked(batch, query, state))
     in_parts = objective._users(model, objective._asked(model, batch, query))
     torch.testing.assert_close(in_parts, whole)
+
+
+@pytest.mark.parametrize("config", [SIZES, replace(SIZES, order="summary first")])
+@torch.no_grad()
+def test_numbers_of_evidence_are_those_that_questions_read(config: ModelConfig) -> None:
+    """Without the decoder they are what the suffix finds in the whole state."""
+    model, batch = model_and_batch(config, silent=0.2)
+    query = objective._query(model, batch)
+    state = objective._state(model, batch, model.texts.vectors(batch.texts))
+    found, _ = model.find_evidence(batch.plen, batch.now, query, state)
+    assert found is not None
+    torch.testing.assert_close(objective.evidence_numbers(model, batch), found.flatten(0, 1))
+
+
+def test_training_begins_with_standard_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When steps begin, the numbers that they will read have mean 0 and, where they vary at all,
+    standard deviation 1.
+    """
+    monkeypatch.setattr(evidence, "FAR", 1e9)
+    seen: list[torch.Tensor] = []
+
+    def look(model: Anchor, batches: Batches, parts: tuple[Ints, Ints], *_: object) -> None:
+        drawn = batches.draw(8, 6, 0.0, CONFIG.seed, silent=CONFIG.silent, among=parts[0])
+        numbers = torch.cat(
+            [objective.evidence_numbers(model, batch) for batch in islice(drawn, 8)]
+        )
+        seen.append(model.readout.norm(numbers).detach() / 0.5)  # what the gain starts with
+        raise Killed
+
+    monkeypatch.setattr(training, "fit", look)
+    with pytest.raises(Killed):
+        train_bundle(
+            tiny_events(),
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            out=tmp_path / "b",
+            entity="customer",
+            config=CONFIG,
+        )
+    (standard,) = seen
+    spread, mean = torch.std_mean(standard, dim=0, correction=0)
+    varies = spread > 1e-3
+    assert mean[varies].abs().max() < 1e-3
+    assert varies.float().mean() > 0.5
+    torch.testing.assert_close(spread[varies], torch.ones(int(varies.sum())), atol=1e-3, rtol=0)
 
 
 def test_chunks_see_the_same_noise_both_times() -> None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HALF_LIVES = (7.0, 28.0, 91.0, 10_000.0)  # days; the last one counts everything
+FAR = 4.0  # standard deviations; what lies further out is read as this far
 THRESHOLDS = 3
 _CLOCK = slice(2, 6)  # hour and weekday as sine and cosine, of the event features
 _DAY, _AMOUNT, _KEPT_CLOCK, _MEMBER = 0, 1, slice(2, 6), slice(6, None)  # of what is kept
@@ -141,3 +142,33 @@ class Evidence(nn.Module):
         sums = (member.flatten(1, 2) @ keys).unflatten(1, member.shape[1:3])  # [B,Q,M,A]
         means: Tensor = sums / member.sum(-1, keepdim=True).clamp(min=1.0)
         return means.flatten(2)
+
+
+class Standardise(nn.Module):
+    """Numbers in standard deviations from their mean, each for itself, at most `FAR` of them.
+
+    Mean and spread are those of training's questions, measured once before training (`measure`);
+    they are constants of the graph. A layer norm would take each row's own: then a number that is
+    out of line, as with words never trained on, moves how all the others are read.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.gain = nn.Parameter(torch.full((width,), 0.5))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    @torch.no_grad()
+    def measure(self, numbers: Tensor) -> None:
+        """Take mean and spread from examples [N,X]; what never changes there keeps its scale."""
+        spread, self.mean = torch.std_mean(numbers, dim=0, correction=0)
+        self.spread = torch.where(spread > 1e-3, spread, 1.0)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """numbers[...,X] -> [...,X]."""
+        deviations = ((numbers - self.mean) / self.spread).clamp(-FAR, FAR)
+        return self.gain * deviations + self.bias

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .backbones import Backbone
 from .decoder import Decoder, first_again
-from .evidence import Evidence
+from .evidence import Evidence, Standardise
 from .inputs import CONTEXT_FEATURES, EVENT_FEATURES
 from .manifest import SpecialIds
 from .sizes import ModelConfig
@@ -93,6 +93,11 @@ class Anchor(nn.Module):
         """Encode texts: ids int64 [N, L] of the text tokenizer -> [N, E]."""
         return self.texts.forward(ids)
 
+    def member(self, modality: Tensor) -> Tensor:
+        """1 where an event is of a modality: int64 [...,T] -> [...,T,M]; zeros at padding, -1."""
+        kinds = torch.arange(self.modalities, device=modality.device)
+        return (modality.unsqueeze(-1) == kinds).to(torch.float32)
+
     def prefix_tokens(
         self, vectors: Tensor, features: Tensor, member: Tensor, newest: Tensor | None = None
     ) -> Tensor:
@@ -128,8 +133,7 @@ class Anchor(nn.Module):
         `past` is such a state, without padding, of the events before these: what is returned is
         the state of both. Only for a model that `appends`.
         """
-        kinds = torch.arange(self.modalities, device=modality.device)
-        member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [B,T,M]
+        member = self.member(modality)
         newest = self.evidence.newest(past[-1]) if past and self.evidence is not None else None
         tokens = self.prefix_tokens(vectors, features, member, newest)
         state = self.decoder.prefix(tokens, past[: 2 * self.config.layers])
@@ -236,8 +240,7 @@ class Anchor(nn.Module):
         vectors[T,E], features[T,F], modality[T], days[T]; ids[L], now[], context[C], query[E],
         prompt[R,D].
         """
-        kinds = torch.arange(self.modalities)
-        member = (modality.unsqueeze(-1) == kinds).to(torch.float32)  # [T,M]
+        member = self.member(modality)
         history = self.prefix_tokens(vectors[None], features[None], member[None])  # [1,P,D]
         asked, told = query[None, None], context[None, None]
         found = summary = None
@@ -299,7 +302,7 @@ class Readout(nn.Module):
         self.hidden_in = nn.Linear(config.hidden, width)
         self.query_in = nn.Linear(config.text, width, bias=False)
         if evidence:
-            self.norm = nn.LayerNorm(evidence)
+            self.norm = Standardise(evidence)
             self.evidence_in = nn.Linear(evidence, width, bias=False)
             self.gate = nn.Linear(config.text, width, bias=False)
             nn.init.normal_(self.gate.weight, std=0.3)  # questions differ before it is learned

@@ -114,6 +114,23 @@ def embed(model: Anchor, batch: Batch, chunk: int = 0) -> tuple[Tensor, Tensor]:
     return torch.cat(users), _answers(model, batch)[:-2]
 
 
+@torch.no_grad()
+def evidence_numbers(model: Anchor, batch: Batch) -> Tensor:
+    """What the questions of a batch read of their histories: [B * Q,X]. No decoder runs.
+
+    Only for a model with evidence.
+    """
+    assert model.evidence is not None
+    texts, numbers = model.texts.vectors(batch.texts), []
+    for part, query in _parts(batch, _query(model, batch)):
+        vectors, member = _event_vectors(part, texts), model.member(part.modality)
+        kept = model.evidence.keep(vectors, part.features, member, part.days)
+        found, _ = model.find_evidence(part.plen, part.now, query, kept)
+        assert found is not None
+        numbers.append(found.flatten(0, 1))
+    return torch.cat(numbers)
+
+
 def _chunks(batch: Batch, size: int) -> list[Batch]:
     """The batch in parts of `size` histories; itself where that is 0 or no less than it has."""
     if not 0 < size < len(batch.target):
@@ -155,12 +172,12 @@ def _answers(model: Anchor, batch: Batch) -> Tensor:
 def _asked(model: Anchor, batch: Batch, query: Tensor) -> list[Asked]:
     """A batch with its questions encoded, query [B,Q,E], in parts of little padding."""
     texts = model.texts.vectors(batch.texts)  # [N,E]
+    return [Asked(part, own, _state(model, part, texts)) for part, own in _parts(batch, query)]
+
+
+def _parts(batch: Batch, query: Tensor) -> list[tuple[Batch, Tensor]]:
     parts = batch.parts()
-    own = query.split([len(part.target) for part in parts])
-    return [
-        Asked(part, asked, _state(model, part, texts))
-        for part, asked in zip(parts, own, strict=True)
-    ]
+    return list(zip(parts, query.split([len(part.target) for part in parts]), strict=True))
 
 
 def _users(model: Anchor, asked: Sequence[Asked]) -> Tensor:
@@ -192,8 +209,13 @@ def _no_prompt(model: Anchor) -> Tensor:
 
 
 def _state(model: Anchor, batch: Batch, texts: Tensor) -> tuple[Tensor, ...]:
-    vectors = texts[batch.text] * (batch.modality >= 0).unsqueeze(-1)  # [N,E] -> [B,T,E]
+    vectors = _event_vectors(batch, texts)
     return model.prefix(vectors, batch.features, batch.modality, batch.days)
+
+
+def _event_vectors(batch: Batch, texts: Tensor) -> Tensor:
+    """Of the vectors of distinct texts [N,E] those of the events, zero at padding: [B,T,E]."""
+    return texts[batch.text] * (batch.modality >= 0).unsqueeze(-1)
 
 
 def _tokens(batch: Batch, write: int) -> int:

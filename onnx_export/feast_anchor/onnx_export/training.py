@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,9 +28,11 @@ from .errors import SourceError, SpecError
 from .export import BundleInfo, export_bundle
 from .families import FAMILIES, Family, join
 from .fitting import Progress, Store, fit
+from .inputs import Ints
 from .lora import add_lora, merge_lora
 from .manifest import Manifest, ModalitySpec
 from .model import Anchor
+from .objective import evidence_numbers
 from .scope import Scope, make_scope
 from .sentence import read_sentence_encoder
 from .settings import TrainConfig
@@ -40,6 +43,8 @@ from .vocabulary import Words, special_ids, train_tokenizer
 from .words import PretrainedWords
 
 __all__ = ["TrainConfig", "train_bundle"]
+
+_MEASURED = 8  # batches, to know how evidence is distributed
 
 
 def train_bundle(
@@ -102,6 +107,7 @@ def train_bundle(
         model = _model(config, words, modalities, backbone)
         if isinstance(words.texts, PretrainedTextEncoder) and model.evidence is not None:
             model.evidence.start_from(words.texts.vectors(batches.texts))
+        _measure_evidence(model, batches, parts[0], config)
         trace = fit(
             model,
             batches,
@@ -174,6 +180,16 @@ def _model(
     if backbone is not None:
         add_lora(model.decoder, rank=config.lora_rank, alpha=config.lora_alpha)
     return model
+
+
+def _measure_evidence(model: Anchor, batches: Batches, among: Ints, config: TrainConfig) -> None:
+    """Tell the readout what evidence is common, on the questions of the first training steps."""
+    if model.evidence is None:
+        return
+    size, questions = config.histories, config.questions
+    drawn = batches.draw(size, questions, 0.0, config.seed, silent=config.silent, among=among)
+    numbers = [evidence_numbers(model, batch) for batch in islice(drawn, _MEASURED)]
+    model.readout.norm.measure(torch.cat(numbers))
 
 
 def _make_plain(model: Anchor) -> None:

@@ -50,9 +50,9 @@ def test_every_row_has_a_mean_an_interval_and_two_differences(
     _, summary, _ = evaluated
     assert list(summary["rows"]) == [
         rows.RIGHT, rows.NONE, rows.WRONG, rows.SHUFFLED, rows.UNSEEN, rows.TUNED,
-        rows.RIGHT_ZERO, rows.ZERO, rows.WITH_FEATURES, rows.WITH_ALL, rows.TREES, rows.LOGISTIC,
-        rows.WINDOW, rows.WINDOW_LOGISTIC, rows.IDEAL, rows.ACTIVITY, rows.FACTORISATION,
-        rows.SEQUENCE,
+        rows.RIGHT_ZERO, rows.ZERO, rows.WITH_FEATURES, rows.AND_RIGHT, rows.AND_RIGHT_ZERO,
+        rows.AND_TREES, rows.TREES, rows.LOGISTIC, rows.WINDOW, rows.WINDOW_LOGISTIC, rows.IDEAL,
+        rows.ACTIVITY, rows.FACTORISATION, rows.SEQUENCE,
     ]  # fmt: skip
     for name, row in summary["rows"].items():
         assert row["auc"]["low"] <= row["auc"]["value"] <= row["auc"]["high"], name

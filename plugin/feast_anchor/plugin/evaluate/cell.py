@@ -35,7 +35,7 @@ from ..train import (
 from .attended import attended_texts
 from .config import EvaluationConfig, Part
 from .features import make_features
-from .rows import Board, baseline_rows, few_label_methods, ordered, vector_rows
+from .rows import Board, averaged_rows, baseline_rows, few_label_methods, ordered, vector_rows
 from .store import RECORD, Cell, code_digest, load_cell, save_cell, tables_digest
 from .tuned import add_prompts
 from .users import Labelled, check_classes, divide, read_labels
@@ -199,6 +199,7 @@ def _scored(
         for name, scores in baseline_rows(board, features, vectors):
             stages.report(name)
             rows[name] = scores
+        rows |= averaged_rows(rows)
     if not draws:
         return rows, None
     with stages.stage("few labels"):
