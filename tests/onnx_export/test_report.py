@@ -52,6 +52,7 @@ def findings() -> Findings:
         against=("right query", "ideal conditioning"),
         positives=(labels == 1).mean(axis=1),
         users=(labels >= 0).sum(axis=1),
+        pairs=(("right query", "no query"), ("right query", "wrong query")),
         ratio=("no query", "right query"),
         curve=few_labels(labels, methods, weights, sizes=(25, 50), draws=3),
         with_all={"vector": "right query"},
@@ -84,6 +85,9 @@ def test_json_holds_every_number_with_its_interval(findings: Findings, tmp_path:
     assert read["rows"]["prompt-tuned"]["scenarios"] == 2
     assert read["scenarios"]["churn"]["rows"]["prompt-tuned"]["auc"]["value"] is None
     assert read["scenarios"]["often"]["users"] == USERS - 10
+    assert list(read["differences"]) == ["right query minus no query"]
+    difference = read["differences"]["right query minus no query"]
+    assert difference["value"] == -read["rows"]["no query"]["minus right query"]["value"]
     assert read["no query / right query"]["value"] < 1
     assert read["few labels"]["vector"]["25"]["minus trees"]["low"] > 0
     assert read["ablations"]["without"]["minus the first"]["high"] < 0
@@ -99,6 +103,8 @@ def test_tables_say_what_is_ahead_and_what_is_missing(findings: Findings) -> Non
     assert "prompt-tuned (2 scenarios)" in text
     assert "*-." in text
     assert "tea_buyer" in text
+    assert "right query minus no query" in text
+    assert "no query / right query" in text
     assert "Ablations" in text
     assert "labelled users" in text
 

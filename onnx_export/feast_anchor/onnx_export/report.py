@@ -41,6 +41,7 @@ class Findings:
         scenarios: names [S].
         rows: what was measured, by row of the table, in order.
         against: rows that every row is compared with.
+        pairs: (row, other) whose difference answers a question of the evaluation.
         shown: rows of the table by scenario; all when empty.
         positives, users: share of positives and number of labelled users per scenario [S].
         ratio: two rows whose means are divided, such as unseen phrasings by the right query.
@@ -58,6 +59,7 @@ class Findings:
     against: tuple[str, ...]
     positives: Array
     users: Array
+    pairs: tuple[tuple[str, str], ...] = ()
     shown: tuple[str, ...] = ()
     ratio: tuple[str, str] | None = None
     curve: Curve | None = None
@@ -81,6 +83,21 @@ class Findings:
         """The rows to compare with that there are."""
         return [row for row in self.against if row in self.rows]
 
+    def differences(self) -> dict[str, Estimate]:
+        """Paired differences of the pairs of rows that there are, by "row minus other"."""
+        return {
+            f"{row} minus {other}": paired_difference(self.rows[row], self.rows[other])
+            for row, other in self.pairs
+            if row in self.rows and other in self.rows
+        }
+
+    def ratios(self) -> dict[str, Estimate]:
+        """The ratio of means, by "row / other"; none where a row is missing."""
+        if self.ratio is None or not set(self.ratio) <= set(self.rows):
+            return {}
+        row, other = self.ratio
+        return {f"{row} / {other}": paired_ratio(self.rows[row], self.rows[other])}
+
     def methods(self) -> list[str]:
         """The methods of the curve, in order."""
         return list(dict.fromkeys(method for method, _ in self.curve.auc)) if self.curve else []
@@ -91,6 +108,7 @@ def summary(found: Findings) -> dict[str, Any]:
     out = {
         **found.facts,
         "rows": {row: _row(found, row) for row in found.rows},
+        "differences": {name: _numbers(one) for name, one in found.differences().items()},
         "scenarios": {
             name: {
                 "positives": float(found.positives[place]),
@@ -100,9 +118,7 @@ def summary(found: Findings) -> dict[str, Any]:
             for place, name in enumerate(found.scenarios)
         },
     }
-    if found.ratio is not None and set(found.ratio) <= set(found.rows):
-        one, other = (found.rows[row] for row in found.ratio)
-        out[f"{found.ratio[0]} / {found.ratio[1]}"] = _numbers(paired_ratio(one, other))
+    out |= {name: _numbers(one) for name, one in found.ratios().items()}
     if found.curve is not None:
         out["few labels"] = _few_labels(found, found.curve)
     if found.ablations:
@@ -138,8 +154,10 @@ def print_tables(found: Findings, console: Console) -> None:
 
 
 def tables(found: Findings) -> Iterator[Table]:
-    """The tables of a terminal: means, scenarios, few labels, ablations."""
+    """The tables of a terminal: means, differences, scenarios, few labels, ablations."""
     yield _means(found)
+    if found.differences() or found.ratios():
+        yield _differences(found)
     yield _by_scenario(found)
     if found.curve is not None:
         yield _curve(found, found.curve)
@@ -169,6 +187,17 @@ def _means(found: Findings) -> Table:
         )
         ks = found.mean_ks(row)
         table.add_row(name, shown(found.mean_auc(row)), _plain(ks.value), *differences)
+    return table
+
+
+def _differences(found: Findings) -> Table:
+    table = _table("What it comes to; * where a difference excludes zero")
+    table.add_column("", no_wrap=True)
+    table.add_column("AUC", justify="right")
+    for name, one in found.differences().items():
+        table.add_row(name, shown_difference(one))
+    for name, one in found.ratios().items():
+        table.add_row(name, shown(one))
     return table
 
 

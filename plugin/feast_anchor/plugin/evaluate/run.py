@@ -32,6 +32,16 @@ _SHOWN = (
     table.RIGHT, table.NONE, table.WRONG, table.TUNED, table.ZERO, table.IDEAL, table.TREES,
     table.WINDOW,
 )  # fmt: skip
+_PAIRS = (
+    (table.RIGHT, table.NONE),
+    (table.RIGHT, table.WRONG),
+    (table.NONE, table.WRONG),
+    (table.TUNED, table.RIGHT),
+    (table.RIGHT, table.IDEAL),
+    (table.AND_RIGHT, table.LOGISTIC),
+    (table.AND_RIGHT_ZERO, table.LOGISTIC),
+    (table.AND_RIGHT, table.AND_TREES),
+)
 _WITH_ALL = {
     "vector": table.RIGHT,
     "vector + zero-shot": table.RIGHT_ZERO,
@@ -208,6 +218,7 @@ def _findings(
         against=(table.RIGHT, table.IDEAL),
         positives=np.mean([(cell.y == 1).sum(1) / (cell.y >= 0).sum(1) for cell in cells], axis=0),
         users=np.mean([(cell.y >= 0).sum(axis=1) for cell in cells], axis=0).round(),
+        pairs=_PAIRS,
         shown=_SHOWN,
         ratio=(table.UNSEEN, table.RIGHT),
         curve=joined(curves) if curves else None,
