@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from feast_anchor.onnx_export import card
 from feast_anchor.onnx_export.card import data_digests, identity
 from feast_anchor.onnx_export.corpus import Corpus, read_events
 from feast_anchor.onnx_export.curves import Curves, draw_curves
@@ -44,19 +46,24 @@ def corpus() -> Corpus:
     return build_corpus(tiny_events(), TINY_MODALITIES, cut=TINY_CUT, entity="customer")
 
 
-def test_identity_covers_what_decides_weights_and_only_that(corpus: Corpus) -> None:
-    """Another seed or template is another run; another checkpoint interval is not."""
+def test_identity_covers_what_decides_weights_and_only_that(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another seed, template or code is another run; another checkpoint interval is not."""
     config = TrainConfig()
     one = identity(corpus, TINY_MODALITIES, "customer_id", TINY_CUT, config)
     assert json.loads(json.dumps(one)) == one
 
-    def other(config: TrainConfig, text: str = TINY_MODALITIES[0].text) -> object:
+    def other(config: TrainConfig, text: str = TINY_MODALITIES[0].text) -> dict[str, Any]:
         specs = (TINY_MODALITIES[0].model_copy(update={"text": text}), *TINY_MODALITIES[1:])
         return identity(corpus, specs, "customer_id", TINY_CUT, config)
 
     assert other(replace(config, checkpoint_every=7)) == one
     assert other(replace(config, seed=7)) != one
     assert other(config, text="{item} at {shop}") != one
+    monkeypatch.setattr(card, "sha256_file", lambda path: "edited")
+    assert other(config)["code"] != one["code"]
+    assert other(config)["data"] == one["data"]
 
 
 def test_card_and_curves_stand_beside_the_bundle(bundle_folder: Path) -> None:

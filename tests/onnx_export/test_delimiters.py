@@ -14,7 +14,7 @@ from feast_anchor.onnx_export.parity import random_inputs, reference
 SPECIAL = SpecialIds(pad=50, user_emb=51, eos=52, first_prompt=53)
 CONFIG = ModelConfig(
     text=8, hidden=16, ff=24, readout=16, head_hidden=16, embedding=8,
-    user_token=False, modal_tokens=False, evidence=False, delimiters=True,
+    modal_tokens=False, evidence=False, delimiters=True,
 )  # fmt: skip
 
 

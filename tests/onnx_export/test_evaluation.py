@@ -21,6 +21,7 @@ from feast_anchor.onnx_export.evaluation import (
     mean_over_scenarios,
     measure,
     paired_difference,
+    paired_ratio,
     pooled,
     resample,
     weighted_auc_ks,
@@ -108,6 +109,19 @@ def test_paired_differences_see_what_single_intervals_cannot() -> None:
     assert paired_difference(one, other).value == pytest.approx(
         estimates[0].value - estimates[1].value
     )
+
+
+def test_a_ratio_is_over_the_scenarios_that_both_have() -> None:
+    """A row that was measured in the easy scenario only is not compared with both."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (2, 300))
+    scores = np.array([[3.0], [0.5]]) * labels + generator.standard_normal(labels.shape)
+    weights = resample(300, 50, seed=0)
+    half = scores.copy()
+    half[1] = np.nan
+    one, other = (measure(labels, each[None], weights) for each in (half, scores))
+    found = paired_ratio(one, other)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_equally_good_scores_do_not_differ_in_nineteen_of_twenty_worlds() -> None:

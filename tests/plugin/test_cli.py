@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.plugin.cli import app
 from feast_anchor.plugin.demo import SCENARIO_LABELS
 from feast_anchor.plugin.train import inside, load_modalities
@@ -141,6 +142,17 @@ def test_inside_restores_the_working_directory(tmp_path: Path) -> None:
     assert sys.path == path
 
 
+def test_a_repo_that_is_not_there_is_one_error(tmp_path: Path) -> None:
+    """The folder is named, and the import path is as it was."""
+    path = list(sys.path)
+    with (
+        pytest.raises(SpecError, match="no feature repo at .*nowhere"),
+        inside(tmp_path / "nowhere"),
+    ):
+        pass
+    assert sys.path == path
+
+
 TRAINABLE = """
 from pathlib import Path
 
@@ -193,6 +205,15 @@ def test_train_without_a_file_uses_the_defaults(tmp_path: Path, told: list[Any])
 
     assert train(tmp_path, "--seed", "4").exit_code == 0
     assert told == [TrainConfig(seed=4)]
+
+
+def test_train_refuses_a_place_that_is_no_bundles(tmp_path: Path, told: list[Any]) -> None:
+    """A folder with other files, or a file, is refused before anything is trained."""
+    for name in ("tables", "events.py"):
+        result = train(tmp_path, "--out", str(tmp_path / name))
+        assert result.exit_code == 1
+        assert "not empty and not a bundle" in result.stderr
+    assert told == []
 
 
 def test_train_refuses_a_mistyped_setting(tmp_path: Path, told: list[Any]) -> None:

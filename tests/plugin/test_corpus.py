@@ -69,6 +69,28 @@ def test_held_out_users_are_not_stored(repo: Path) -> None:
     assert (settings["seed"], settings["topics"]) == (5, 3)
 
 
+@pytest.mark.parametrize("command", ["corpus", "train"])
+def test_keys_to_hold_out_that_are_nobodys_are_refused(repo: Path, command: str) -> None:
+    """Another spelling of the keys would train on the very users to keep out."""
+    (repo / "held.txt").write_text("U1\nU2\n")
+    arguments = [command, "--repo", str(repo), "--modalities", "shop_events:MODALITIES"]
+    arguments += ["--cut", "2024-02-20T00:00:00", "--out", str(repo / "out")]
+    arguments += ["--held-out", str(repo / "held.txt")]
+    result = CliRunner().invoke(app, arguments, env=WIDE)
+    assert result.exit_code == 1
+    assert "none of the 2 keys to hold out, such as 'U1'" in result.stderr
+    assert not (repo / "out").exists()
+
+
+def test_blanks_around_keys_are_no_part_of_them(repo: Path) -> None:
+    """A file with carriage returns, blanks and an empty line holds out whom it names."""
+    (repo / "held.txt").write_bytes(b"u1 \r\n\r\n u2\r\n")
+    code, output = build(repo, "--held-out", str(repo / "held.txt"))
+    assert code == 0, output
+    assert "holding out 2 of 30 users" in output
+    assert not {"u1", "u2"} & set(read_corpus(repo / "corpus").events.users)
+
+
 def test_a_wrong_endpoint_is_one_message(repo: Path) -> None:
     """A URL that is none is refused before anything is read."""
     code, output = build(repo, "--writer", "localhost:8000")

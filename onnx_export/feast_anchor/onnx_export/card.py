@@ -24,7 +24,7 @@ from .corpus import Corpus, Events
 from .curves import Curves, draw_curves
 from .fitting import Trace, device, rate
 from .inputs import Ints
-from .manifest import Manifest, ModalitySpec
+from .manifest import Manifest, ModalitySpec, canonical_sha256
 from .pretrained import model_files
 from .settings import TrainConfig
 
@@ -54,6 +54,7 @@ def identity(
         "cut": cut.isoformat(),
         "device": device().type,
         "versions": versions(),
+        "code": _code_digest(),
     }
 
 
@@ -140,8 +141,14 @@ def pretrained_digests(config: TrainConfig) -> dict[str, dict[str, str]]:
 def versions() -> dict[str, str]:
     """Versions of all that a weight may depend on."""
     runtime = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
-    packages = ("torch", "onnx", runtime, "tokenizers", "numpy", "pyarrow")
+    packages = ("feast-anchor", "torch", "onnx", runtime, "tokenizers", "numpy", "pyarrow")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _code_digest() -> str:
+    """Of all of this package: a checkpoint of other code may have the same shapes and mean less."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return canonical_sha256([[file.name, sha256_file(file)] for file in files])
 
 
 def _texts(texts: Sequence[str]) -> bytes:

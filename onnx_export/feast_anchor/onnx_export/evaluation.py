@@ -150,9 +150,10 @@ def paired_difference(one: Measured, other: Measured) -> Estimate:
 
 
 def paired_ratio(one: Measured, other: Measured) -> Estimate:
-    """Mean AUC of `one` divided by that of `other`."""
-    rounds = _nan_mean(one.auc_rounds) / _nan_mean(other.auc_rounds)
-    return interval(_nan_mean(one.auc) / _nan_mean(other.auc), rounds)
+    """Mean AUC of `one` divided by that of `other`, over the scenarios that both have."""
+    both = ~np.isnan(one.auc + other.auc)
+    rounds = _nan_mean(one.auc_rounds[both]) / _nan_mean(other.auc_rounds[both])
+    return interval(_nan_mean(one.auc[both]) / _nan_mean(other.auc[both]), rounds)
 
 
 def bootstrap_auc_interval(

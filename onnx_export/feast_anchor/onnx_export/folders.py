@@ -17,14 +17,21 @@ from .errors import BundleError
 from .manifest import MANIFEST_FILE
 
 
+def check_bundle_folder(out: Path) -> None:
+    """Raise `BundleError` when `out` holds something that is not a bundle."""
+    if not out.exists() or (out / MANIFEST_FILE).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise BundleError(f"{out} is not empty and not a bundle; give a folder of its own")
+
+
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
     """A temporary sibling of `out` that takes its place if the block succeeds.
 
     Raises `BundleError` when `out` holds something that is not a bundle.
     """
-    if out.exists() and not (out / MANIFEST_FILE).is_file() and any(out.iterdir()):
-        raise BundleError(f"{out} is not empty and not a bundle; give a folder of its own")
+    check_bundle_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

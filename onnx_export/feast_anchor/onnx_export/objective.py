@@ -115,19 +115,21 @@ def embed(model: Anchor, batch: Batch, chunk: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def evidence_numbers(model: Anchor, batch: Batch) -> Tensor:
+def evidence_numbers(model: Anchor, batch: Batch, chunk: int = 0) -> Tensor:
     """What the questions of a batch read of their histories: [B * Q,X]. No decoder runs.
 
-    Only for a model with evidence.
+    Of `chunk` histories at a time, 0 for all. Only for a model with evidence.
     """
     assert model.evidence is not None
-    texts, numbers = model.texts.vectors(batch.texts), []
-    for part, query in _parts(batch, _query(model, batch)):
-        vectors, member = _event_vectors(part, texts), model.member(part.modality)
-        kept = model.evidence.keep(vectors, part.features, member, part.days)
-        found, _ = model.find_evidence(part.plen, part.now, query, kept)
-        assert found is not None
-        numbers.append(found.flatten(0, 1))
+    numbers = []
+    for one in _chunks(batch, chunk):
+        texts = model.texts.vectors(one.texts)
+        for part, query in _parts(one, _query(model, one)):
+            vectors, member = _event_vectors(part, texts), model.member(part.modality)
+            kept = model.evidence.keep(vectors, part.features, member, part.days)
+            found, _ = model.find_evidence(part.plen, part.now, query, kept)
+            assert found is not None
+            numbers.append(found.flatten(0, 1))
     return torch.cat(numbers)
 
 

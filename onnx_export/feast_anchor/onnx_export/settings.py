@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -67,7 +68,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
+            if not least <= getattr(self, name) < math.inf:
                 raise SpecError(f"{name}={getattr(self, name)!r}, expected at least {least}")
         for name in ("noise", "silent", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
@@ -81,10 +82,12 @@ class TrainConfig:
                 f"timezone={self.timezone!r} is no time zone; expected a name such as 'UTC' or "
                 "'Europe/Berlin'"
             ) from error
-        if not self.lora_alpha > 0:
+        if not 0 < self.lora_alpha < math.inf:
             raise SpecError(f"lora_alpha={self.lora_alpha!r}, expected a number above 0")
         if self.backbone is not None:
             self._check_backbone(self.backbone)
+        else:
+            self.model.decoder()  # raises where its sizes do not fit each other
 
     def _check_backbone(self, folder: str) -> None:
         given = self.model.of_decoder()

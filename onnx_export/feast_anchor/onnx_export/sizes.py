@@ -22,6 +22,7 @@ SIZES: dict[Size, dict[str, int]] = {
     "small": {"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 2, "ff": 1024},
     "base": {"hidden": 512, "layers": 8, "heads": 8, "kv_heads": 4, "ff": 2048},
 }
+_AT_LEAST_ONE = ("text", "key", "readout", "head_hidden", "embedding")
 _DECODER = tuple(field.name for field in fields(DecoderConfig))
 
 
@@ -59,6 +60,7 @@ class ModelConfig:
     delimiters: bool = False  # the first event of each run of one modality is marked
 
     def __post_init__(self) -> None:
+        """Raises `SpecError` for a number out of range or a part that would do nothing."""
         if self.size not in (None, *SIZES):
             raise SpecError(f"size={self.size!r}, expected one of {sorted(SIZES)}")
         for name in (*SIZES["nano"], "head_dim"):
@@ -66,6 +68,16 @@ class ModelConfig:
                 raise SpecError(
                     f"{name}={getattr(self, name)!r}, expected at least 1, or 0 for what size says"
                 )
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name}={getattr(self, name)!r}, expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise SpecError(f"dropout={self.dropout!r}, expected 0 or more, below 1")
+        if not self.user_token and self.order == "events first":
+            raise SpecError(
+                'user_token=false does nothing with order="events first", which has no such token; '
+                'leave it out, or set order="summary first"'
+            )
 
     @property
     def appends(self) -> bool:

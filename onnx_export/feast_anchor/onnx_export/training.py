@@ -183,12 +183,12 @@ def _model(
 
 
 def _measure_evidence(model: Anchor, batches: Batches, among: Ints, config: TrainConfig) -> None:
-    """Tell the readout what evidence is common, on the questions of the first training steps."""
+    """Tell the readout how evidence is distributed, on batches drawn as those of training are."""
     if model.evidence is None:
         return
     size, questions = config.histories, config.questions
     drawn = batches.draw(size, questions, 0.0, config.seed, silent=config.silent, among=among)
-    numbers = [evidence_numbers(model, batch) for batch in islice(drawn, _MEASURED)]
+    numbers = [evidence_numbers(model, batch, config.chunk) for batch in islice(drawn, _MEASURED)]
     model.readout.norm.measure(torch.cat(numbers))
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from .console import RepoOption, console, readable_errors
+from .held_out import read_held_out
 
 app = typer.Typer()
 
@@ -71,13 +72,12 @@ def train(
         def report(text: str, done: float) -> None:
             console.print(f"{done:4.0%} {text}", highlight=False)
 
-        keys = held_out.read_text("utf-8").splitlines() if held_out else []
         manifest = train_bundle_from_repo(
             repo.absolute(),
             modalities,
             cut=cut.replace(tzinfo=UTC) if cut.tzinfo is None else cut,
             out=out.absolute(),
-            held_out=keys,
+            held_out=read_held_out(held_out),
             config=train_settings(config, steps, seed, report),
             corpus=corpus.absolute() if corpus else None,
             on_progress=report,
@@ -157,7 +157,7 @@ def tune(
             view=view,
             modalities=modalities,
             column=label_column,
-            held_out=held_out.read_text("utf-8").splitlines() if held_out else [],
+            held_out=read_held_out(held_out),
             config=prompt_settings(steps, seed),
             most_rows=most_rows,
             replace=replace,
@@ -197,13 +197,12 @@ def corpus(
 
         from .corpus import statistics_tables, store_corpus_from_repo
 
-        keys = held_out.read_text("utf-8").splitlines() if held_out else []
         stored = store_corpus_from_repo(
             repo.absolute(),
             modalities,
             cut=cut.replace(tzinfo=UTC) if cut.tzinfo is None else cut,
             out=out.absolute(),
-            held_out=keys,
+            held_out=read_held_out(held_out),
             config=config.absolute() if config else None,
             seed=seed,
             endpoint=Endpoint(writer, writer_model) if writer else None,

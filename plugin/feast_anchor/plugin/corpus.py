@@ -18,9 +18,9 @@ from .train import (
     Progress,
     load_modalities,
     needs_train_extra,
-    read_events,
     sources_of,
     train_settings,
+    training_events,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def store_corpus_from_repo(
     with needs_train_extra():
         from feast_anchor.onnx_export.training import training_families, training_scope
     scope = training_scope(
-        read_events(sources, cut),
+        training_events(sources, cut, held_out, report),
         [modality.declaration().as_spec() for modality in declared],
         cut=cut,
         entity=entity,

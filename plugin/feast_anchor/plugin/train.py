@@ -21,12 +21,14 @@ import pyarrow.compute as pc
 from feast import FeatureStore
 
 from feast_anchor.onnx_export.errors import SpecError
+from feast_anchor.onnx_export.folders import check_bundle_folder
 from feast_anchor.onnx_export.inputs import EVENT_SCHEMA
 from feast_anchor.onnx_export.manifest import Manifest
 from feast_anchor.transforms.events import EventSource, read, read_tasks
 from feast_anchor.transforms.histories import micros
 
 from .config import EngineConfig
+from .held_out import check_held_out
 from .planning import event_sources
 from .pulled import Pull, must_pull, new_reader, release
 from .spec import ARROW_KEYS
@@ -70,15 +72,18 @@ def train_bundle_from_repo(
 
     Raises:
         SpecError: the modalities cannot be found, or the `train` extra is not installed.
-        SourceError: an event table cannot be read as declared, or the stored corpus is of other
-            events or settings.
+        SourceError: an event table cannot be read as declared, none of the users to hold out has
+            an event, or the stored corpus is of other events or settings.
+        BundleError: `out` is something else.
     """
+    report = on_progress or (lambda message, fraction: None)
     declared = load_modalities(repo, modalities)
     sources, entity = sources_of(declared, repo, cut)
     with needs_train_extra():
         from feast_anchor.onnx_export.training import train_bundle
+    check_bundle_folder(out)
     return train_bundle(
-        read_events(sources, cut),
+        training_events(sources, cut, held_out, report),
         [modality.declaration().as_spec() for modality in declared],
         cut=cut,
         out=out,
@@ -138,6 +143,20 @@ def sources_of(
     return event_sources(declared, key, key_type, repo, pull), entity
 
 
+def training_events(
+    sources: tuple[EventSource, ...],
+    cut: datetime,
+    held_out: Collection[str],
+    report: Progress,
+) -> pa.Table:
+    """As `read_events`, after a look at whether the users to hold out are there at all."""
+    events = read_events(sources, cut)
+    if held_out:
+        users = pc.unique(events.column("user")).to_pylist()
+        report(check_held_out(held_out, users), 0.0)
+    return events
+
+
 def read_events(sources: tuple[EventSource, ...], end: datetime) -> pa.Table:
     """All valid events of some sources as one canonical table; rejected rows are left out.
 
@@ -171,15 +190,23 @@ def load_modalities(repo: Path, where: str) -> list[Modality]:
 
 @contextmanager
 def inside(repo: Path) -> Iterator[None]:
-    """Import from a feature repo as `feast apply` does: as working directory, first on the path."""
-    before = Path.cwd()
-    sys.path.insert(0, str(repo.absolute()))
-    os.chdir(repo)
+    """Import from a feature repo as `feast apply` does: as working directory, first on the path.
+
+    Raises `SpecError` when there is no such folder.
+    """
+    before, path = Path.cwd(), str(repo.absolute())
+    try:
+        os.chdir(repo)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SpecError(
+            f"no feature repo at {repo}; give the folder of its feature_store.yaml"
+        ) from error
+    sys.path.insert(0, path)
     try:
         yield
     finally:
         os.chdir(before)
-        sys.path.remove(str(repo.absolute()))
+        sys.path.remove(path)
 
 
 def entity_of(modalities: Sequence[Modality]) -> tuple[str, str, str]:

@@ -51,6 +51,10 @@ def test_paths_are_relative_to_the_file_and_topics_are_one_or_many(tmp_path: Pat
         (("horizon_days", "test_share = 0.9\nhorizon_days"), "leave nobody to train on"),
         (('label = "many"', 'unseen = ["Will they come often?"]'), "among the unseen phrasings"),
         (("[scenarios.tea]", "[scenarios.tea"), "not valid TOML"),
+        (("scenarios.tea", "scenarios.green-tea"), "scenario 'green-tea', expected letters"),
+        (("Will they buy tea?", " "), "scenarios.tea.query: String should match"),
+        (('label = "many"', "positive = []"), "scenarios.often.positive: .* at least 1 item"),
+        (("[scenarios.tea]", "[full]\nseeds = []\n[scenarios.tea]"), "full.seeds: .* at least 1"),
         (("[scenarios.tea]", "[[full.variants]]\nname = 'a b'\n[scenarios.tea]"), "pattern"),
     ],
 )

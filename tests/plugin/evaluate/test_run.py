@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from feast_anchor.onnx_export.bundle import Bundle
+from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.evaluation import measure, resample
 from feast_anchor.onnx_export.few_labels import few_labels
 from feast_anchor.onnx_export.report import Findings, print_tables
@@ -51,14 +52,15 @@ def test_every_row_has_a_mean_an_interval_and_two_differences(
     assert list(summary["rows"]) == [
         rows.RIGHT, rows.NONE, rows.WRONG, rows.SHUFFLED, rows.UNSEEN, rows.TUNED,
         rows.RIGHT_ZERO, rows.ZERO, rows.WITH_FEATURES, rows.AND_RIGHT, rows.AND_RIGHT_ZERO,
-        rows.AND_TREES, rows.TREES, rows.LOGISTIC, rows.WINDOW, rows.WINDOW_LOGISTIC, rows.IDEAL,
-        rows.ACTIVITY, rows.FACTORISATION, rows.SEQUENCE,
+        rows.AND_NONE, rows.AND_TREES, rows.TREES, rows.LOGISTIC, rows.WINDOW,
+        rows.WINDOW_LOGISTIC, rows.IDEAL, rows.ACTIVITY, rows.FACTORISATION, rows.SEQUENCE,
     ]  # fmt: skip
     for name, row in summary["rows"].items():
         assert row["auc"]["low"] <= row["auc"]["value"] <= row["auc"]["high"], name
         compared = {key for key in row if key.startswith("minus ")}
         assert compared == {f"minus {r}" for r in (rows.RIGHT, rows.IDEAL) if r != name}
     assert summary["rows"][rows.UNSEEN]["scenarios"] == 1
+    assert list(summary["differences"]) == [f"{one} minus {other}" for one, other in run._PAIRS]
     assert set(summary["scenarios"]["tea"]["rows"]) == set(summary["rows"])
 
 
@@ -156,6 +158,40 @@ def test_full_covers_every_cell_and_compares_the_ablations(
     assert asked[0][3]["embedding"] == 16
     assert asked[-1][3] == {**asked[0][3], "embedding": 8}
     assert summary["ablations"]["narrow"]["minus the first"]["high"] < 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'modality = "orders"',
+            'modality = "order"',
+            "topic of scenario 'tea' is of modality 'ord",
+        ),
+        ("tea next month?", "tea " * 40, "asks .*44 words, and .*max_query_tokens is 32"),
+        ("steps = 3", "step = 3", "unknown key 'step'"),
+    ],
+)
+def test_what_training_cannot_see_is_refused_before_it(
+    evaluation: WriteEvaluation, old: str, new: str, message: str
+) -> None:
+    """A mistyped topic or an endless question costs nobody a training."""
+    path = evaluation(text=CONFIG.replace(old, new, 1))
+    with pytest.raises(SpecError, match=message):
+        read_tables(load_config(path), Stages(quiet()))
+
+
+def test_full_checks_every_cell_before_the_first(
+    evaluation: WriteEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A typo in the last variant, or a seed beside --full, is said before anything is trained."""
+    monkeypatch.setattr(run, "run_cell", lambda *_, **__: pytest.fail("a cell was run"))
+    variant = '\n    [[full.variants]]\n    name = "late"\n    train = { step = 3 }\n'
+    path = evaluation(text=CONFIG + variant)
+    with pytest.raises(SpecError, match="unknown key 'step'"):
+        evaluate(path, tmp_path / "out", full=True, console=quiet())
+    with pytest.raises(SpecError, match="give one of the two"):
+        evaluate(path, tmp_path / "out", full=True, seed=1, console=quiet())
 
 
 def test_a_finished_cell_is_read_unless_a_setting_changed(

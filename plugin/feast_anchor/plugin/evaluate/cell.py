@@ -98,7 +98,15 @@ def read_tables(config: EvaluationConfig, stages: Stages) -> Tables:
         f"{len(config.scenarios)} scenarios, {len(earlier)} earlier as-of times"
     )
     specs = tuple(modality.declaration().as_spec() for modality in declared)
+    _check_scenarios(config, [spec.name for spec in specs])
     return Tables(specs, events, at_cut, earlier, tables_digest(specs, events, config.labels))
+
+
+def check_cell(config: EvaluationConfig, tables: Tables, part: Part) -> None:
+    """Raise `SpecError` or `SourceError` for settings and labels that a cell would stumble over."""
+    _training(config)
+    reported, _ = divide(_everyone(tables), config, part)
+    check_classes(config, _with_history(tables, config).take(reported), part)
 
 
 def run_cell(
@@ -130,10 +138,10 @@ def run_cell(
         stages.report(f"{folder.name}: finished earlier, read from {folder / RECORD}")
         return found
     stages = replace(stages, seconds={})
-    everyone = {*pc.unique(tables.events.column("user")).to_pylist(), *tables.at_cut.users}
+    check_cell(config, tables, part)
+    everyone = _everyone(tables)
     reported, unseen = divide(everyone, config, part)
     labels = _with_history(tables, config).take(reported)
-    check_classes(config, labels, part)
     with stages.stage("train"):
         bundle = _train(config, unseen, folder / "bundle", stages)
     if config.prompts and baselines:
@@ -245,6 +253,28 @@ def _training(config: EvaluationConfig) -> TrainConfig:
     with needs_train_extra():
         from feast_anchor.onnx_export.settings import config_from
     return config_from({**config.train, "seed": config.seed}, "[train]", config.repo)
+
+
+def _check_scenarios(config: EvaluationConfig, modalities: Sequence[str]) -> None:
+    """What would show after the training only."""
+    longest = _training(config).max_query_tokens
+    for name, scenario in config.scenarios.items():
+        for topic in scenario.topic:
+            if topic.modality not in modalities:
+                raise SpecError(
+                    f"the topic of scenario {name!r} is of modality {topic.modality!r}; "
+                    f"{config.modalities!r} has {list(modalities)}"
+                )
+        for query in (scenario.query, *scenario.unseen):
+            if len(query.split()) > longest:
+                raise SpecError(
+                    f"scenario {name!r} asks {query[:60]!r}…, {len(query.split())} words, and "
+                    f"[train] max_query_tokens is {longest}; shorten it or raise the number"
+                )
+
+
+def _everyone(tables: Tables) -> set[str]:
+    return {*pc.unique(tables.events.column("user")).to_pylist(), *tables.at_cut.users}
 
 
 def _with_history(tables: Tables, config: EvaluationConfig) -> Labelled:

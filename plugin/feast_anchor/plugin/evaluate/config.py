@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -17,6 +17,7 @@ from feast_anchor.onnx_export.errors import SpecError
 from feast_anchor.onnx_export.manifest import canonical_sha256
 
 Part = Literal["test", "validation"]
+Text = Annotated[str, Field(pattern=r"\S")]
 
 
 def checked_part(text: str) -> Part:
@@ -43,11 +44,11 @@ class TopicConfig(_Frozen):
 class ScenarioConfig(_Frozen):
     """One yes/no label and the question that asks for it."""
 
-    query: str
+    query: Text
     label: str | None = None  # column of the labels table; the scenario's name by default
-    unseen: tuple[str, ...] = ()  # phrasings that are never trained on
-    positive: tuple[str, ...] = ("yes",)  # answers for the zero-shot score
-    negative: tuple[str, ...] = ("no",)
+    unseen: tuple[Text, ...] = ()  # phrasings that are never trained on
+    positive: tuple[Text, ...] = Field(default=("yes",), min_length=1)  # for the zero-shot score
+    negative: tuple[Text, ...] = Field(default=("no",), min_length=1)
     topic: tuple[TopicConfig, ...] = ()
 
     @field_validator("topic", mode="before")
@@ -66,8 +67,8 @@ class FullVariant(_Frozen):
 class FullConfig(_Frozen):
     """What `--full` loops over."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    splits: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    splits: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     variants: tuple[FullVariant, ...] = ()
 
 
@@ -143,6 +144,11 @@ def _check(path: Path, config: EvaluationConfig) -> None:
     if len(set(names)) < len(names):
         raise SpecError(f"{path}: [[full.variants]] are named {names}; expected distinct names")
     for name, scenario in config.scenarios.items():
+        if not name.isidentifier():
+            raise SpecError(
+                f"{path}: scenario {name!r}, expected letters, digits and underscores: it names a "
+                "prompt of the bundle"
+            )
         if scenario.query in scenario.unseen:
             raise SpecError(
                 f"{path}: scenario {name!r} has its query among the unseen phrasings; write others"

@@ -35,7 +35,7 @@ SHUFFLED, UNSEEN, TUNED = "shuffled history", "unseen phrasings", "prompt-tuned"
 ZERO, RIGHT_ZERO = "zero-shot, no labels", "right query + zero-shot"
 WITH_FEATURES = "features + vector"
 AND_RIGHT, AND_RIGHT_ZERO = "regression & vector", "regression & vector + zero-shot"
-AND_TREES = "regression & trees"
+AND_NONE, AND_TREES = "regression & no query", "regression & trees"
 TREES, LOGISTIC = "trees on features", "logistic regression on features"
 ACTIVITY, IDEAL = "activity alone", "ideal conditioning"
 WINDOW, WINDOW_LOGISTIC = "earlier-window trees, no labels", "earlier-window trees + features"
@@ -141,10 +141,11 @@ def averaged_rows(found: Mapping[str, Array]) -> Rows:
     """The regression on features and another row, averaged; nothing is fitted again.
 
     One regression on the columns of both shares one penalty among columns of two kinds, which
-    gives away much of what either knows (measured: docs/quality.md). That any average helps is
-    what the last row is for: it needs no model.
+    gives away much of what either knows (measured: docs/quality.md). The last two rows say how
+    much of it is the question's, and what averaging alone is worth.
     """
-    for name, other in ((AND_RIGHT, RIGHT), (AND_RIGHT_ZERO, RIGHT_ZERO), (AND_TREES, TREES)):
+    others = {AND_RIGHT: RIGHT, AND_RIGHT_ZERO: RIGHT_ZERO, AND_NONE: NONE, AND_TREES: TREES}
+    for name, other in others.items():
         yield name, averaged(found[LOGISTIC], found[other])
 
 
@@ -242,7 +243,7 @@ def ordered(found: Mapping[str, Array]) -> dict[str, Array]:
     """Rows in the order of the table: the model's variants, both together, then baselines."""
     order = (
         RIGHT, NONE, WRONG, SHUFFLED, UNSEEN, TUNED, RIGHT_ZERO, ZERO, WITH_FEATURES, AND_RIGHT,
-        AND_RIGHT_ZERO, AND_TREES, TREES, LOGISTIC, WINDOW, WINDOW_LOGISTIC, IDEAL, ACTIVITY,
-        FACTORISATION, SEQUENCE,
+        AND_RIGHT_ZERO, AND_NONE, AND_TREES, TREES, LOGISTIC, WINDOW, WINDOW_LOGISTIC, IDEAL,
+        ACTIVITY, FACTORISATION, SEQUENCE,
     )  # fmt: skip
     return {name: found[name] for name in order if name in found}

@@ -21,7 +21,7 @@ from feast_anchor.onnx_export.plots import write_plots
 from feast_anchor.onnx_export.report import Findings, print_tables, write_summary
 
 from . import rows as table
-from .cell import Stages, Tables, read_tables, run_cell
+from .cell import Stages, Tables, check_cell, read_tables, run_cell
 from .config import EvaluationConfig, FullVariant, Part, load_config
 from .store import Cell
 
@@ -38,8 +38,10 @@ _PAIRS = (
     (table.NONE, table.WRONG),
     (table.TUNED, table.RIGHT),
     (table.RIGHT, table.IDEAL),
+    (table.WITH_FEATURES, table.LOGISTIC),
     (table.AND_RIGHT, table.LOGISTIC),
     (table.AND_RIGHT_ZERO, table.LOGISTIC),
+    (table.AND_RIGHT, table.AND_NONE),
     (table.AND_RIGHT, table.AND_TREES),
 )
 _WITH_ALL = {
@@ -84,7 +86,7 @@ def evaluate(
         path: the evaluation file (TOML).
         out: folder of the results, bundles included.
         part: "test" for the reported users, "validation" to choose settings.
-        seed: instead of the file's.
+        seed: instead of the file's; not with `full`.
         full: all seeds, splits and variants of the file's [full], the variants in its first split
             only; finished cells are read.
         console: where progress and tables go.
@@ -93,6 +95,10 @@ def evaluate(
         SpecError: the file or a declaration is wrong.
         SourceError: a table is not as declared, or has too few users or labels.
     """
+    if full and seed is not None:
+        raise SpecError(
+            "--full runs the seeds of the file's [full], --seed one other; give one of the two"
+        )
     config = load_config(path)
     if seed is not None:
         config = config.model_copy(update={"seed": seed})
@@ -134,6 +140,8 @@ def _full(
 ) -> Findings:
     """Every variant in every seed and split; the first variant gets the whole table."""
     places = _places(config)
+    for place in places:  # now, not after hours
+        check_cell(place.config(config), read, part)
     done: list[tuple[_Place, Cell]] = []
     own = sum(place.variant is MAIN for place in places)
     draws = -(-config.draws // own)  # of each cell: together no fewer than one run makes
