@@ -215,6 +215,13 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         read_corpus(tmp_path / "corpus")
 
 
+def test_a_broken_record_is_refused(tmp_path: Path) -> None:
+    """Half a record is an error with a cure, not a traceback of the JSON reader."""
+    (tmp_path / "meta.json").write_text('{"format": ')
+    with pytest.raises(SourceError, match="not valid JSON .*build the corpus again"):
+        read_corpus(tmp_path)
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     """A folder with foreign files is refused before anything is written."""
     (tmp_path / "thesis.txt").write_text("years of work")

@@ -48,6 +48,15 @@ def test_corpus_is_built_stored_and_counted(repo: Path) -> None:
         assert word in output
 
 
+def test_a_cut_long_after_the_last_event_is_said(repo: Path) -> None:
+    """There "nothing happened" would be learned of everybody; at the data's end, no warning."""
+    code, output = build(repo, cut="2024-12-01T00:00:00")
+    assert code == 0, output
+    assert "warning: no event in the" in output
+    assert "tables end on 2024-0" in output
+    assert "warning" not in build(repo, "--out", str(repo / "other"))[1]
+
+
 def test_a_second_call_reads_what_is_there(repo: Path) -> None:
     """The same call finds the finished corpus and prints the same numbers."""
     _, first = build(repo)

@@ -136,7 +136,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     if not path.is_file():
         raise SourceError(f"no finished corpus in {folder}: {META_FILE} is missing; build it first")
-    meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{path} is not valid JSON ({error}); delete the folder and build the corpus again"
+        ) from error
     if meta.get("format") != FORMAT or meta.get("format_version") != FORMAT_VERSION:
         raise SourceError(
             f"{path} is of the format {meta.get('format')!r} {meta.get('format_version')!r}, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -67,6 +67,22 @@ class Scope:
         """Whether the window of `days` after the as-of is over by the cut [S]."""
         over: Bools = self.as_of + days * DAY <= self.cut
         return over
+
+    def warning(self) -> str:
+        """What is odd about the cut, "" for nothing.
+
+        After the last event every answer is "nothing happened", whether it did or not.
+        """
+        timed = [i for i, modality in enumerate(self.modalities) if modality.kind == "events"]
+        last = int(self.events.times[np.isin(self.events.modality, timed)].max())
+        silent = (self.cut - last) / DAY
+        if silent <= self.horizons[0]:
+            return ""
+        end = datetime.fromtimestamp(last / 1_000_000, UTC)
+        return (
+            f"warning: no event in the {silent:.0f} days before the cut; if the tables end on "
+            f"{end:%Y-%m-%d}, give the day after as the cut, or the model learns that all stops"
+        )
 
     def columns(self, columns: Iterable[Column]) -> Corpus:
         """A corpus of these rows with the given columns."""

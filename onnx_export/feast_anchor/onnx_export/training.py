@@ -86,6 +86,8 @@ def train_bundle(
     scope = training_scope(
         events, modalities, cut=cut, entity=entity, held_out=held_out, config=config
     )
+    if warning := scope.warning():
+        report(warning, 0.0)
     families = training_families(config)
     if corpus_folder is None:
         corpus, stored = join([make(scope) for make in families.values()]), None

@@ -242,7 +242,7 @@ def evaluate(
 
         repo = "."                                # feature repo, relative to the file
         modalities = "events:MODALITIES"
-        labels = "data/evaluation_labels.parquet" # join key, event_timestamp, one bool per label
+        labels = "data/evaluation_labels.parquet" # in the repo: join key, event_timestamp, bools
         cut = 2017-09-01T00:00:00Z                # labels at exactly this as-of are reported
         horizon_days = 122                        # how far ahead a label looks
 
@@ -250,7 +250,8 @@ def evaluate(
         query = "Will this household buy fresh produce in the next four months?"
 
     Users are divided by a hash of their key; those that are reported are never trained on. Label
-    rows at earlier as-of times, if there are any, train a baseline. Needs the `train` extra.
+    rows at earlier as-of times, if there are any, train a baseline and tune prompts. Needs the
+    `train` extra. All settings: docs/evaluate.md.
     """
     with readable_errors():
         from .evaluate import evaluate as run_evaluation

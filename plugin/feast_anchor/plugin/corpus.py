@@ -79,6 +79,8 @@ def store_corpus_from_repo(
         held_out=held_out,
         config=chosen,
     )
+    if warning := scope.warning():
+        report(warning, 0.0)
     build = partial(
         build_or_read, out, scope, families=training_families(chosen), on_progress=report
     )
