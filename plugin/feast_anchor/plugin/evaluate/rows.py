@@ -140,9 +140,9 @@ def baseline_rows(board: Board, features: Features, vectors: Vectors) -> Rows:
 def averaged_rows(found: Mapping[str, Array]) -> Rows:
     """The regression on features and another row, averaged; nothing is fitted again.
 
-    One regression on the columns of both shares one penalty among columns of two kinds, which
-    gives away much of what either knows (measured: docs/quality.md). The last two rows say how
-    much of it is the question's, and what averaging alone is worth.
+    A regression on the columns of both has one penalty for columns of two kinds; two regressions
+    have one each. The last two rows say how much of a gain is the question's, and what averaging
+    alone is worth.
     """
     others = {AND_RIGHT: RIGHT, AND_RIGHT_ZERO: RIGHT_ZERO, AND_NONE: NONE, AND_TREES: TREES}
     for name, other in others.items():
