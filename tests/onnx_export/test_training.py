@@ -79,6 +79,30 @@ def test_training_ignores_what_comes_after_the_cut() -> None:
     assert torch.equal(weights(fit(events, CONFIG)[0]), weights(fit(before, CONFIG)[0]))
 
 
+def test_of_many_users_some_are_drawn() -> None:
+    """As many as the setting says, none held out, in any order of rows; fewer are among more."""
+    events, held_out = tiny_events(), {"u003", "u005"}
+    backwards = events.take(pa.array(range(events.num_rows - 1, -1, -1)))
+
+    def users(most: int, table: pa.Table = events, seed: int = 0) -> set[str]:
+        scope = training.training_scope(
+            table,
+            TINY_MODALITIES,
+            cut=TINY_CUT,
+            entity="customer",
+            held_out=held_out,
+            config=replace(CONFIG, users=most, seed=seed),
+        )
+        return set(scope.events.users)
+
+    everyone = users(0)
+    assert len(users(5)) == 5
+    assert users(5) < users(9) < everyone == users(10_000)
+    assert not users(9) & held_out
+    assert users(9, backwards) == users(9)
+    assert users(9, seed=1) != users(9)
+
+
 def test_training_lowers_the_loss() -> None:
     """Sixty steps on the tiny shop at least take a fifth off the loss."""
     _, losses = fit(tiny_events(), replace(CONFIG, steps=60, ntp_every=1))

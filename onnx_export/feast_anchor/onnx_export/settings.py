@@ -56,6 +56,7 @@ class TrainConfig:
     ntp_every: int = 4  # steps between two with the next-token loss
     ntp_questions: int = 6  # questions that take part in it, 0 for none
     snapshots: int = 8  # as-of times per user
+    users: int = 0  # most users trained on, drawn by a hash of their key; 0 for all
     topics: int = 60  # most topics per modality
     vocab: int = 4096  # most tokens of the tokenizer
     max_text_tokens: int = 40  # tokens read of one event text
@@ -106,6 +107,7 @@ class TrainConfig:
 _AT_LEAST_ONE = ("steps", "histories", "questions", "accumulate", "ntp_every", "snapshots")
 _AT_LEAST_NONE = (
     *("learning_rate", "weight_decay", "ntp_questions", "patience", "checkpoint_every", "chunk"),
+    "users",
     *("query_noise", "even", "contrastive", "plain", "alike"),
 )
 _LEAST = (

@@ -10,12 +10,14 @@ Beside the bundle `out` stand `out.card/` (run card and curves) and, while train
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from tokenizers import Tokenizer
 
@@ -148,7 +150,7 @@ def training_scope(
 ) -> Scope:
     """What a run of these settings may ask about; arguments and errors as of `train_bundle`."""
     return make_scope(
-        events,
+        _drawn(events, held_out, config),
         modalities,
         cut=cut,
         entity=entity,
@@ -158,6 +160,16 @@ def training_scope(
         timezone=config.timezone,
         seed=config.seed,
     )
+
+
+def _drawn(events: pa.Table, held_out: Collection[str], config: TrainConfig) -> pa.Table:
+    """The events of at most `config.users` users; of fewer users, some of the same."""
+    users = sorted(set(pc.unique(events.column("user")).to_pylist()) - set(held_out))
+    if not 0 < config.users < len(users):
+        return events
+    users.sort(key=lambda user: hashlib.sha256(f"users:{config.seed}:{user}".encode()).digest())
+    kept = pa.array(users[: config.users], pa.string())
+    return events.filter(pc.is_in(events.column("user"), value_set=kept))
 
 
 def training_families(config: TrainConfig) -> dict[str, Family]:
