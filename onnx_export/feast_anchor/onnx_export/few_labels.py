@@ -47,10 +47,14 @@ class Curve:
     [D, S, R]. NaN where a scenario has too few users of a class.
     """
 
-    sizes: tuple[int, ...]
     auc: Mapping[tuple[str, int], Array]
     rounds: Mapping[tuple[str, int], Array]
     seed: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of labelled users, ascending."""
+        return tuple(sorted({size for _, size in self.auc}))
 
     def mean(self, method: str, size: int) -> Estimate:
         """Mean AUC over draws and scenarios."""
@@ -78,7 +82,6 @@ def joined(curves: Sequence[Curve]) -> Curve:
     first = curves[0]
     common = [key for key in first.auc if all(key in curve.auc for curve in curves)]
     return Curve(
-        tuple(sorted({size for _, size in common})),
         {key: np.concatenate([curve.auc[key] for curve in curves]) for key in common},
         {key: np.concatenate([curve.rounds[key] for curve in curves]) for key in common},
         first.seed,
@@ -138,7 +141,7 @@ def few_labels(
         for done, _ in enumerate(pool.map(run, plan), start=1):
             if on_progress is not None:
                 on_progress(done / len(plan))
-    return Curve(sizes, auc, rounds, seed)
+    return Curve(auc, rounds, seed)
 
 
 def _draws(labels: Array, size: int, scenario: int, draws: int, seed: int) -> Iterator[Draw]:

@@ -124,7 +124,6 @@ def _load_curve(path: Path) -> Curve:
     with np.load(path, allow_pickle=False) as arrays:
         keys = list(zip(arrays["methods"].tolist(), arrays["sizes"].tolist(), strict=True))
         return Curve(
-            tuple(sorted({size for _, size in keys})),
             dict(zip(keys, arrays["auc"], strict=True)),
             dict(zip(keys, arrays["rounds"], strict=True)),
             int(arrays["seed"]),
