@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from feast_anchor.onnx_export.report import (
     print_tables,
     shown,
     shown_difference,
+    sizes_shown,
     summary,
     tables,
     write_summary,
@@ -116,6 +118,18 @@ def test_tables_are_not_cut_to_a_narrow_terminal(findings: Findings) -> None:
     assert "…" not in out.getvalue()
     assert "prompt-tuned (2 scenarios)" in out.getvalue()
     assert console.width == 40
+
+
+def test_a_size_says_how_many_scenarios_are_left(findings: Findings) -> None:
+    """A mean over fewer scenarios than its neighbour is not on the same line without a word."""
+    curve = findings.curve
+    assert curve is not None
+    assert sizes_shown(findings, curve) == ["25", "50"]
+    cut = {key: auc.copy() for key, auc in curve.auc.items()}
+    for method in ("vector", "trees"):
+        cut[method, 50][:, 1] = np.nan
+    fewer = replace(curve, auc=cut)
+    assert sizes_shown(findings, fewer) == ["25", "50\n(2 scenarios)"]
 
 
 def test_estimates_are_short() -> None:

@@ -56,6 +56,11 @@ class Curve:
         """Numbers of labelled users, ascending."""
         return tuple(sorted({size for _, size in self.auc}))
 
+    def scenarios(self, size: int) -> int:
+        """How many scenarios have enough users of each class at this size."""
+        measured = [~np.isnan(auc).all(axis=0) for (_, own), auc in self.auc.items() if own == size]
+        return int(np.sum(np.any(measured, axis=0)))
+
     def mean(self, method: str, size: int) -> Estimate:
         """Mean AUC over draws and scenarios."""
         return self._estimate(self.auc[method, size], self.rounds[method, size])

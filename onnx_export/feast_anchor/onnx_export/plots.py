@@ -15,7 +15,7 @@ import numpy as np
 
 from .evaluation import interval
 from .few_labels import Curve
-from .report import Findings
+from .report import Findings, sizes_shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,7 +120,7 @@ def _few_labels(found: Findings, curve: Curve) -> Any:
         )
         ends.append((float(values[-1]), method, colour))
     _name_ends(axes, ends, float(places[-1]) + 0.2)
-    axes.set_xticks(places, [*map(str, curve.sizes), "all"])
+    axes.set_xticks(places, [*sizes_shown(found, curve), "all"])
     axes.set_xlabel("labelled users")
     axes.set_ylabel(f"mean AUC over {len(found.scenarios)} scenarios, 95 % interval")
     return figure

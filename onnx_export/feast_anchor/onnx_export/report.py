@@ -212,7 +212,7 @@ def _by_scenario(found: Findings) -> Table:
         best = np.nanmax(values) if not np.isnan(values).all() else math.nan
         table.add_row(
             name,
-            f"{found.users[place]:,}",
+            f"{int(found.users[place]):,}",
             f"{found.positives[place]:.0%}",
             *(f"[bold]{_plain(v)}[/]" if v == best else _plain(v) for v in values),
         )
@@ -225,8 +225,8 @@ def _curve(found: Findings, curve: Curve) -> Table:
         f"{' and '.join(found.compared)}, intervals excluding zero"
     )
     table.add_column("method", no_wrap=True)
-    for size in (*curve.sizes, "all"):
-        table.add_column(str(size), justify="right")
+    for column in (*sizes_shown(found, curve), "all"):
+        table.add_column(column, justify="right")
     for method in found.methods():
         cells = []
         for size in curve.sizes:
@@ -238,6 +238,15 @@ def _curve(found: Findings, curve: Curve) -> Table:
         cells.append(shown(found.mean_auc(row)) if row in found.rows else "")
         table.add_row(method, *cells)
     return table
+
+
+def sizes_shown(found: Findings, curve: Curve) -> list[str]:
+    """Each number of labels; where it is too many for some scenarios, how many are left."""
+    left = {size: curve.scenarios(size) for size in curve.sizes}
+    return [
+        str(size) if left[size] == len(found.scenarios) else f"{size}\n({left[size]} scenarios)"
+        for size in curve.sizes
+    ]
 
 
 def _ablations(found: Findings) -> Table:
