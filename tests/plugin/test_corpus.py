@@ -91,6 +91,14 @@ def test_keys_to_hold_out_that_are_nobodys_are_refused(repo: Path, command: str)
     assert not (repo / "out").exists()
 
 
+def test_an_empty_file_holds_nobody_out_and_is_refused(repo: Path) -> None:
+    """A file that somebody forgot to fill would train on everybody."""
+    (repo / "held.txt").write_text(" \n\n")
+    code, output = build(repo, "--held-out", str(repo / "held.txt"))
+    assert code == 1
+    assert "has no keys to hold out" in output
+
+
 def test_blanks_around_keys_are_no_part_of_them(repo: Path) -> None:
     """A file with carriage returns, blanks and an empty line holds out whom it names."""
     (repo / "held.txt").write_bytes(b"u1 \r\n\r\n u2\r\n")

@@ -13,10 +13,16 @@ from feast_anchor.onnx_export.errors import SourceError
 
 
 def read_held_out(path: Path | None) -> frozenset[str]:
-    """The keys of a file, one a line, without the blanks around them; none for None."""
+    """The keys of a file, one a line, without the blanks around them; none for None.
+
+    Raises `SourceError` when the file has none.
+    """
     if path is None:
         return frozenset()
-    return frozenset(filter(None, map(str.strip, path.read_text("utf-8").splitlines())))
+    keys = frozenset(filter(None, map(str.strip, path.read_text("utf-8").splitlines())))
+    if not keys:
+        raise SourceError(f"{path} has no keys to hold out; write one a line, or leave it out")
+    return keys
 
 
 def check_held_out(held_out: Collection[str], users: Collection[str]) -> str:
