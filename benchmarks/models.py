@@ -154,7 +154,7 @@ def _export(size: Size, place: Path) -> None:
     tokenizer = train_tokenizer([*lines, "looked at"], 600)
     torch.manual_seed(0)
     model = Anchor(size.config, special_ids(tokenizer), len(size.modalities))
-    info = BundleInfo(size.name, "user", size.modalities, 12, 32, {})
+    info = BundleInfo(size.name, "user", size.modalities, 16, 32, {})
     export_bundle(model, tokenizer, info, place / "bundle")
     export_full(model, place / "full")
 

@@ -137,7 +137,7 @@ def export_random(
         query_tokens=True, text=16, hidden=32, ff=48, readout=32, embedding=embedding
     )
     model = Anchor(config, special_ids(tokenizer), len(specs))
-    info = BundleInfo("random", entity, tuple(specs), 12, 48, {})
+    info = BundleInfo("random", entity, tuple(specs), 48, 48, {})
     export_bundle(model, tokenizer, info, folder)
     return folder
 

@@ -223,10 +223,26 @@ def test_a_file_that_is_no_graph_is_refused(folder: Path, content: bytes) -> Non
 def test_a_query_that_is_too_long_is_refused(bundle_folder: Path) -> None:
     """A question is never cut: half of it would be another question."""
     bundle = Bundle.open(bundle_folder)
-    with pytest.raises(BundleError, match="expected 1 to 32"):
+    with pytest.raises(BundleError, match="40 tokens, expected at most 32.*max_query_tokens"):
         bundle.query_ids("will " * 40)
-    with pytest.raises(BundleError, match="has 0 tokens"):
+    with pytest.raises(BundleError, match="has no tokens"):
         bundle.query_ids(" ")
+
+
+def test_a_query_is_as_long_as_whoever_reads_it_can_read(sentence_bundle_folder: Path) -> None:
+    """Where only the text encoder reads it, its limit counts, special tokens included."""
+    bundle = Bundle.open(sentence_bundle_folder)
+    assert bundle.query_ids("wine " * 10) == []
+    with pytest.raises(BundleError, match="13 tokens, expected at most 12.*max_text_tokens"):
+        bundle.query_ids("wine " * 11)
+
+
+def test_an_answer_is_never_cut(sentence_bundle_folder: Path) -> None:
+    """Two answers that differ in their last word only may not become one."""
+    bundle = Bundle.open(sentence_bundle_folder)
+    assert bundle.answer_ids("wine " * 10)
+    with pytest.raises(BundleError, match="answer .* has 13 tokens, expected at most 12"):
+        bundle.answer_ids("wine " * 11)
 
 
 def test_no_query_is_the_general_embedding(bundle_folder: Path) -> None:

@@ -73,7 +73,7 @@ MANIFEST: dict[str, Any] = {
     "name": "paper",
     "entity": "shopper_id",
     "modalities": SPECS,
-    "max_text_tokens": 8,
+    "max_text_tokens": 12,
     "max_query_tokens": 12,
     "event_features": (),
     "context_features": (),

@@ -207,19 +207,26 @@ class Bundle:
 
         Also [] for a model that reads a question by its text vector alone.
 
-        Raises `BundleError` when the query has more tokens than the model was built for: it is
-        never cut silently, because half a question is another question.
+        Raises `BundleError` when the query has more tokens than the text encoder, or a decoder that
+        reads it word by word, was built for: it is never cut silently, because half a question is
+        another question.
         """
         if query is None:
             return []
         ids = list(self.tokenizer.encode(query, add_special_tokens=False).ids)
-        limit = self.manifest.max_query_tokens
-        if not 0 < len(ids) <= limit:
+        if not ids:
             raise BundleError(
-                f"query {query[:60]!r} has {len(ids)} tokens, expected 1 to {limit}; "
-                "shorten the question or train a bundle with a larger max_query_tokens"
+                f"query {query!r} has no tokens; write words that the tokenizer reads, or None for "
+                "the general embedding"
             )
-        return ids if "query" in self.manifest.sequence else []
+        self._check_text("query", query)
+        if "query" not in self.manifest.sequence:
+            return []
+        if len(ids) > self.manifest.max_query_tokens:
+            raise BundleError(
+                _too_long("query", query, len(ids), self.manifest, "max_query_tokens")
+            )
+        return ids
 
     def query_vectors(
         self, queries: Sequence[str | None], event: ort.InferenceSession | None = None
@@ -235,19 +242,23 @@ class Bundle:
         return out
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer, `<EOS>` last. Raises `BundleError` when it has no other token."""
+        """Token ids of an answer, `<EOS>` last.
+
+        Raises `BundleError` when it has no other token, or more than the text encoder reads.
+        """
         (ids,) = answer_ids(self.tokenizer, [answer], self.manifest.special_ids.eos)
         if len(ids) == 1:
             raise BundleError(
                 f"answer {answer!r} has no tokens; write words that the tokenizer reads"
             )
+        self._check_text("answer", answer)
         return ids
 
     def answer_vectors(self, answers: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Vectors of answer texts: float32 [len(answers), dim], unit length.
 
         Each runs alone and unpadded, so its bits do not depend on the others. Raises `BundleError`
-        when an answer has no tokens.
+        when an answer has no tokens or too many.
         """
         session = self.session("answer")
         out = np.empty((len(answers), self.manifest.dims.embedding), dtype=np.float32)
@@ -271,8 +282,21 @@ class Bundle:
             )
         return self.prompts[name]
 
+    def _check_text(self, what: str, text: str) -> None:
+        """Refuse a text that `encode_texts` would cut: half a question is another question."""
+        tokens, setting = len(self.text_tokenizer.encode(text).ids), "max_text_tokens"
+        if tokens > self.manifest.max_text_tokens:
+            raise BundleError(_too_long(what, text, tokens, self.manifest, setting))
+
     def _prompt_sha256(self, prompt: str | None) -> str | None:
         return None if prompt is None else hashlib.sha256(self.prompt(prompt).tobytes()).hexdigest()
+
+
+def _too_long(what: str, text: str, tokens: int, manifest: Manifest, setting: str) -> str:
+    return (
+        f"{what} {text[:60]!r} has {tokens} tokens, expected at most {getattr(manifest, setting)}; "
+        f"shorten it or train a bundle with a larger {setting}"
+    )
 
 
 def empty_past(prefix: ort.InferenceSession, histories: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from .bundle import Bundle, empty_past
+from .errors import BundleError
 from .inputs import Clock, Floats, Ints, Moment, Numbers, suffix_ids
 from .manifest import Manifest, ModalitySpec
 from .text import render, template_columns
@@ -129,7 +130,8 @@ def _texts(spec: ModalitySpec, words: Sequence[str], generator: np.random.Genera
 
 def _questions(bundle: Bundle, generator: np.random.Generator) -> Arrays:
     """The suffix inputs that are the same for all users: the questions [1, Q, ...] and prompts."""
-    manifest, words = bundle.manifest, _words(bundle.tokenizer)
+    manifest = bundle.manifest
+    words = [word for word in _words(bundle.tokenizer) if _is_read(bundle, word)]
     texts: list[str | None] = [None, *(_question(bundle, words, generator) for _ in range(_ASKED))]
     table = [np.zeros((1, manifest.dims.hidden), dtype=np.float32)]  # graphs want a row
     rows = [range(0)] * len(texts)
@@ -152,14 +154,17 @@ def _questions(bundle: Bundle, generator: np.random.Generator) -> Arrays:
 def _question(bundle: Bundle, words: Sequence[str], generator: np.random.Generator) -> str:
     """Random words, as many as the model reads."""
     phrase = _phrase(words, generator, 10).split()
-    limit = bundle.manifest.max_query_tokens
-    while len(phrase) > 1 and len(_tokens(bundle.tokenizer, phrase)) > limit:
+    while len(phrase) > 1 and not _is_read(bundle, " ".join(phrase)):
         phrase.pop()
     return " ".join(phrase)
 
 
-def _tokens(tokenizer: Tokenizer, phrase: Sequence[str]) -> list[int]:
-    return list(tokenizer.encode(" ".join(phrase), add_special_tokens=False).ids)
+def _is_read(bundle: Bundle, query: str) -> bool:
+    try:
+        bundle.query_ids(query)
+    except BundleError:
+        return False
+    return True
 
 
 def _reading(

@@ -59,8 +59,8 @@ class TrainConfig:
     users: int = 0  # most users trained on, drawn by a hash of their key; 0 for all
     topics: int = 60  # most topics per modality
     vocab: int = 4096  # most tokens of the tokenizer
-    max_text_tokens: int = 40  # tokens read of one event text
-    max_query_tokens: int = 32  # longest question a bundle takes
+    max_text_tokens: int = 40  # tokens read of one event text; a scenario's may not be longer
+    max_query_tokens: int = 32  # longest question of a decoder that reads it word by word
     validation_share: float = 0.1  # of the training users, kept from the gradient to choose weights
     evaluate_every: int = 50  # steps between two looks at them; the last step is looked at anyway
     patience: int = 0  # stop after so many looks without a better one, 0 for never
