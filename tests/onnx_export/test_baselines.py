@@ -178,6 +178,13 @@ def test_factorisation_tells_tastes_apart_for_users_it_was_not_fitted_on() -> No
     assert (gap / vectors.std(axis=0)).max() > 1.5
 
 
+def test_one_text_for_all_events_factorises_to_nothing() -> None:
+    """Where every event reads alike there is no axis: one column of zeros, not an error."""
+    events = tiny_events().slice(0, 1)
+    user = events.column("user")[0].as_py()
+    assert factorisation(events, [user], TINY_CUT, [user]).tolist() == [[0.0]]
+
+
 def test_factorisation_learns_nothing_from_the_users_it_scores() -> None:
     """A user's vector does not depend on which other users are scored beside it."""
     events = tiny_events()

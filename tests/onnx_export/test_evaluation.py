@@ -17,7 +17,6 @@ from feast_anchor.onnx_export.evaluation import (
     count_features,
     frequent_texts,
     interval,
-    ks,
     mean_over_scenarios,
     measure,
     paired_difference,
@@ -77,7 +76,7 @@ def test_weighted_auc_is_that_of_repeated_users() -> None:
 def test_ks_is_the_largest_gap() -> None:
     """Above 2 lie both positives and one of three negatives: 1 - 1/3."""
     y, score = np.array([0, 0, 0, 1, 1]), np.array([1.0, 2.0, 3.5, 3.0, 4.0])
-    assert ks(y, score) == pytest.approx(2 / 3)
+    assert weighted_auc_ks(y, score, np.ones((1, 5)))[1][0] == pytest.approx(2 / 3)
 
 
 def test_rounds_of_one_class_are_nan_and_skipped() -> None:

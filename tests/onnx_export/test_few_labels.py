@@ -86,6 +86,17 @@ def test_a_scenario_with_too_few_positives_is_left_out() -> None:
     assert not np.isnan(curve.mean("any", 25).value)
 
 
+def test_a_size_that_leaves_too_few_to_score_is_left_out_of_that_scenario() -> None:
+    """Of 30 known users 25 are more than four fifths; the scenario that knows all 200 keeps 25."""
+    labels = np.tile([0, 1], (2, 100))
+    labels[0, 30:] = -1
+    methods: dict[str, Method] = {"any": lambda s, known, y, scored, seed: scored.astype(float)}
+    curve = few_labels(labels, methods, resample(200, 4, seed=0), sizes=(20, 25), draws=2)
+    assert not np.isnan(curve.auc["any", 20]).any()
+    assert np.isnan(curve.auc["any", 25][:, 0]).all()
+    assert curve.scenarios(25) == 1
+
+
 def test_joined_curves_are_the_mean_of_what_all_measured() -> None:
     """Draws of several runs stand side by side; a method or size that one lacks is left out."""
     generator = np.random.default_rng(3)

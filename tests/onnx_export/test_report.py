@@ -59,7 +59,10 @@ def findings() -> Findings:
         curve=few_labels(labels, methods, weights, sizes=(25, 50), draws=3),
         with_all={"vector": "right query"},
         compared=("trees",),
-        ablations={"main": rows["right query"], "without": rows["no query"]},
+        ablations={
+            "main": {"right query": rows["right query"], "no query": rows["no query"]},
+            "without": {"right query": rows["no query"], "no query": rows["no query"]},
+        },
         plane=generator.standard_normal((3, USERS, 2)),
         labels=labels,
         attended={
@@ -92,7 +95,9 @@ def test_json_holds_every_number_with_its_interval(findings: Findings, tmp_path:
     assert difference["value"] == -read["rows"]["no query"]["minus right query"]["value"]
     assert read["no query / right query"]["value"] < 1
     assert read["few labels"]["vector"]["25"]["minus trees"]["low"] > 0
-    assert read["ablations"]["without"]["minus the first"]["high"] < 0
+    without = read["ablations"]["without"]
+    assert without["right query"]["minus the first"]["high"] < 0
+    assert without["no query"]["minus the first"]["value"] == 0
     assert read["part"] == "test"
 
 
@@ -130,6 +135,19 @@ def test_a_size_says_how_many_scenarios_are_left(findings: Findings) -> None:
         cut[method, 50][:, 1] = np.nan
     fewer = replace(curve, auc=cut)
     assert sizes_shown(findings, fewer) == ["25", "50\n(2 scenarios)"]
+
+
+def test_a_scenario_that_one_draw_lacks_counts_nowhere(findings: Findings) -> None:
+    """Neither in the number of scenarios, nor in the mean, nor in any round of its interval."""
+    curve = findings.curve
+    assert curve is not None
+    key = ("vector", 50)
+    auc, rounds = curve.auc[key].copy(), curve.rounds[key].copy()
+    auc[0, 1], rounds[0, 1] = np.nan, np.nan
+    holed = replace(curve, auc={key: auc}, rounds={key: rounds})
+    two = replace(curve, auc={key: auc[:, [0, 2]]}, rounds={key: rounds[:, [0, 2]]})
+    assert holed.scenarios(50) == 2
+    assert holed.mean(*key) == two.mean(*key)
 
 
 def test_estimates_are_short() -> None:

@@ -167,6 +167,8 @@ def factorisation(
     _, first, item = np.unique(_items(fitted), return_index=True, return_inverse=True)
     place = {_key(fitted, n): column for column, n in enumerate(first)}
     counts = _counts(fitted, item, len(place))
+    if len(place) < 2:
+        return np.zeros((len(users), 1))  # one text for all events tells nobody from anybody
     idf = np.log((1 + len(fit_users)) / (1 + np.asarray((counts > 0).sum(axis=0)).ravel())) + 1
     svd = TruncatedSVD(min(dim, len(place) - 1), random_state=seed).fit(_weighted(counts, idf))
     past = read_past(events, users, as_of)

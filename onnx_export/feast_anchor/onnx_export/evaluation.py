@@ -62,15 +62,6 @@ def auc(y: Array, score: Array) -> float:
     return rank_auc(y, score)
 
 
-def ks(y: Array, score: Array) -> float:
-    """Kolmogorov-Smirnov statistic: the largest gap between the two classes' distributions.
-
-    Raises `SourceError` when y has one class only.
-    """
-    _two_classes(y)
-    return float(weighted_auc_ks(y, score, np.ones((1, len(y))))[1][0])
-
-
 def resample(users: int, rounds: int, seed: int) -> Array:
     """How often each user is drawn in each round of a bootstrap: uint16 [rounds, users]."""
     generator = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ class Curve:
     """What every method reached at every size.
 
     auc: (method, size) -> [D, S] draws by scenarios; rounds: the same in every bootstrap round
-    [D, S, R]. NaN where a scenario has too few users of a class.
+    [D, S, R]. NaN where a scenario has too few users of a class, or too few left to score.
     """
 
     auc: Mapping[tuple[str, int], Array]
@@ -57,8 +57,8 @@ class Curve:
         return tuple(sorted({size for _, size in self.auc}))
 
     def scenarios(self, size: int) -> int:
-        """How many scenarios have enough users of each class at this size."""
-        measured = [~np.isnan(auc).all(axis=0) for (_, own), auc in self.auc.items() if own == size]
+        """How many scenarios have enough users of each class at this size, in every draw."""
+        measured = [~np.isnan(auc).any(axis=0) for (_, own), auc in self.auc.items() if own == size]
         return int(np.sum(np.any(measured, axis=0)))
 
     def mean(self, method: str, size: int) -> Estimate:
@@ -76,7 +76,9 @@ class Curve:
         draws, _, count = rounds.shape
         picked = np.random.default_rng(self.seed).integers(0, draws, (draws, count))
         resampled = np.mean(rounds[picked, :, np.arange(count)], axis=0).T  # [D,R,S] -> [S,R]
-        return mean_over_scenarios(values.mean(axis=0), resampled)
+        value = values.mean(axis=0)  # [S]
+        resampled[np.isnan(value)] = np.nan  # else rounds without the missing draws would count
+        return mean_over_scenarios(value, resampled)
 
 
 def joined(curves: Sequence[Curve]) -> Curve:
@@ -110,14 +112,15 @@ def few_labels(
         labels: int [S, N]: 1, 0, or -1 where a user has no label in a scenario.
         methods: by name; a method may ignore the labelled users (a zero-shot score does).
         weights: from `evaluation.resample` [R, N].
-        sizes: numbers of labelled users; those that leave too few to score are left out.
+        sizes: numbers of labelled users; those that leave fewer than a fifth of a scenario's users
+            to score are left out of it.
         draws: repetitions of each size and scenario.
         seed: of the draws.
         threads: fits running at once; the result does not depend on it.
         on_progress: called with the share done.
     """
     known = (labels >= 0).sum(axis=1)
-    sizes = tuple(size for size in sizes if size <= (1 - _LEAST_SCORED) * known.max())
+    sizes = tuple(size for size in sizes if size <= _most_labelled(known.max()))
     shape = (draws, len(labels))
     auc = {(m, s): np.full(shape, np.nan) for m in methods for s in sizes}
     rounds = {key: np.full((*shape, len(weights)), np.nan, dtype=np.float32) for key in auc}
@@ -152,7 +155,9 @@ def few_labels(
 def _draws(labels: Array, size: int, scenario: int, draws: int, seed: int) -> Iterator[Draw]:
     y = labels[scenario]
     known = np.flatnonzero(y >= 0)
-    if min(np.sum(y == 0), np.sum(y == 1)) <= _MEMBERS or size >= len(known):
+    if min(np.sum(y == 0), np.sum(y == 1)) <= _MEMBERS:
+        return
+    if size > _most_labelled(len(known)):
         return
     for number in range(draws):
         own = np.random.default_rng([seed, size, scenario, number])
@@ -160,6 +165,10 @@ def _draws(labels: Array, size: int, scenario: int, draws: int, seed: int) -> It
         if labelled is not None:
             scored = np.setdiff1d(known, labelled)
             yield Draw(number, scenario, labelled, scored, int(own.integers(2**31)))
+
+
+def _most_labelled(known: int) -> float:
+    return (1 - _LEAST_SCORED) * known
 
 
 def _labelled(y: Array, known: Array, size: int, generator: np.random.Generator) -> Array | None:

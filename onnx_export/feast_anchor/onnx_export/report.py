@@ -48,7 +48,7 @@ class Findings:
         curve: AUC by number of labels.
         with_all: method of the curve -> its row with all labels.
         compared: methods that the curve's others are compared with.
-        ablations: by name, the first being what the others are compared with.
+        ablations: some rows of each variant; the first is what the others are compared with.
         plane, labels: vectors on two axes [S, N, 2] and labels [S, N], for the map.
         attended: by scenario, which events its question looks at, for a plot.
         facts: anything else worth keeping.
@@ -65,7 +65,7 @@ class Findings:
     curve: Curve | None = None
     with_all: Mapping[str, str] = field(default_factory=dict)
     compared: tuple[str, ...] = ()
-    ablations: Mapping[str, Measured] = field(default_factory=dict)
+    ablations: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
     plane: Array | None = None
     labels: Array | None = None
     attended: Mapping[str, Any] = field(default_factory=dict)
@@ -125,10 +125,13 @@ def summary(found: Findings) -> dict[str, Any]:
         first = next(iter(found.ablations.values()))
         out["ablations"] = {
             name: {
-                "auc": _numbers(mean_over_scenarios(one.auc, one.auc_rounds)),
-                "minus the first": _numbers(paired_difference(one, first)),
+                row: {
+                    "auc": _numbers(mean_over_scenarios(one.auc, one.auc_rounds)),
+                    "minus the first": _numbers(paired_difference(one, first[row])),
+                }
+                for row, one in rows.items()
             }
-            for name, one in found.ablations.items()
+            for name, rows in found.ablations.items()
         }
     plain: dict[str, Any] = _without_nan(out)
     return plain
@@ -250,14 +253,20 @@ def sizes_shown(found: Findings, curve: Curve) -> list[str]:
 
 
 def _ablations(found: Findings) -> Table:
-    first = next(iter(found.ablations))
-    table = _table("Ablations, right query")
-    for column in ("", "AUC", f"minus {first}"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, one in found.ablations.items():
-        mean = mean_over_scenarios(one.auc, one.auc_rounds)
-        difference = paired_difference(one, found.ablations[first])
-        table.add_row(name, shown(mean), "" if name == first else shown_difference(difference))
+    name, first = next(iter(found.ablations.items()))
+    table = _table(
+        f"Ablations: AUC of {name}, and by what the others differ from it; "
+        "* where a difference excludes zero"
+    )
+    table.add_column("", no_wrap=True)
+    for row in first:
+        table.add_column(row, justify="right")
+    table.add_row(
+        name, *(shown(mean_over_scenarios(one.auc, one.auc_rounds)) for one in first.values())
+    )
+    for variant, rows in list(found.ablations.items())[1:]:
+        differences = (paired_difference(one, first[row]) for row, one in rows.items())
+        table.add_row(variant, *map(shown_difference, differences))
     return table
 
 
