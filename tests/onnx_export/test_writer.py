@@ -160,6 +160,13 @@ def test_what_stands_the_checks_enters_the_corpus(
     assert stub.keys[0] == f"Bearer {KEY}"
 
 
+def test_joining_a_family_unsays_nothing(corpus: Corpus) -> None:
+    """An answer that a writer gave too, unread, stays the yes or no that it is."""
+    mute = replace(corpus, says=np.full_like(corpus.says, -1))
+    assert set(corpus.says.tolist()) == {-1, 0, 1}
+    np.testing.assert_array_equal(join([corpus, mute]).says, corpus.says)
+
+
 def test_a_second_run_sends_nothing(
     scope: Scope, corpus: Corpus, stub: Stub, tmp_path: Path
 ) -> None:
@@ -275,7 +282,8 @@ FACTS: Facts = {
     ("question", "answer", "fact", "value", "why"),
     [
         ("how many visits?", "12 visits", "number of visits", 12, ""),
-        ("how many visits?", "a dozen or so", "number of visits", 12.0, ""),
+        ("how many visits?", "12 or so", "number of visits", 12.0, ""),
+        ("how many visits?", "none at all", "number of visits", 12, "does not say the fact"),
         ("how many visits?", "13 visits", "number of visits", 12, "tells another number"),
         ("how many visits?", "13 visits", "number of visits", 13, "contradicts the data"),
         ("are 12 visits many?", "yes", "number of visits", 12, "question with numbers"),

@@ -61,8 +61,12 @@ def join(families: Sequence[Corpus]) -> Corpus:
                 continue
             table = np.full(len(family.answers) + 1, -1, dtype=np.int64)  # its last is for -1
             for answer in used.tolist():
-                table[answer] = answers.setdefault(family.answers[answer], len(answers))
-                says[int(table[answer])] = int(family.says[answer])
+                number = answers.setdefault(family.answers[answer], len(answers))
+                table[answer] = number
+                if (
+                    says.get(number, -1) < 0
+                ):  # a family that cannot tell (a writer's) unsays nothing
+                    says[number] = int(family.says[answer])
             questions.append(question)
             columns.append(table[column])
     return replace(

@@ -4,8 +4,8 @@ It is asked for further phrasings of questions that exist, and for questions and
 facts of single users. The law of this module: nothing it writes enters the corpus on its word. A
 *reflection* sends each item back with what it was written from, and only confirmed ones stay; and
 whatever our code can check, it checks against facts computed anew (`facts.user_facts`): the fact
-and topic exist, the value is ours, no other number is told. Facts come from a `Scope`, which has
-no held-out user and nothing from the cut on.
+and topic exist, the value is ours, the answer says it and no other number. Facts come from a
+`Scope`, which has no held-out user and nothing from the cut on.
 
 Statements about the same fact become one question with one answer per user; a new phrasing joins
 the phrasings of its question. Which users and questions are taken, and in what order, is fixed by
@@ -40,7 +40,8 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _WRITE = (
     "You write training questions about a {entity} from facts that were computed from its events. "
     "For each of up to {count} facts write a question that could be asked of any {entity} and so "
-    "has no numbers in it, a short answer that holds for this one, the fact's name and its value."
+    "has no numbers in it, a short answer that holds for this one and says the value, numbers in "
+    "plain digits, the fact's name and its value."
 )
 _REFLECT = (
     "Check each statement against the facts. Say true only if question and answer are about the "
@@ -206,6 +207,8 @@ def objection(statement: Statement, facts: Facts) -> str:
     if isinstance(truth, str):
         return "" if truth.casefold() in answer else "does not say the fact"
     told = [float(number) for number in _NUMBER.findall(answer)]
+    if not told:
+        return "does not say the fact"  # "none at all" of 12 would stand otherwise
     return "" if all(_equal(number, truth) for number in told) else "tells another number"
 
 
