@@ -173,10 +173,12 @@ def test_no_answer_at_all_is_a_loss_of_zero() -> None:
 def test_a_loss_keeps_its_precision_under_autocast(form: Form) -> None:
     """In a bfloat16 region the losses are computed in float32 all the same."""
     case = random_case(5)
+    plain = case[0], case[1][0], case[1][-1], case[2].clamp(max=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = contrastive(*case), infonce(*case[:3], form)
+        inside = contrastive(*case), infonce(*case[:3], form), yes_or_no(*plain)
     assert torch.equal(inside[0], contrastive(*case))
     assert torch.equal(inside[1], infonce(*case[:3], form))
+    assert torch.equal(inside[2], yes_or_no(*plain))
 
 
 @given(SEEDS)

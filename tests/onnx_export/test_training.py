@@ -109,6 +109,15 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_instructue_is_a_configuration_that_learns() -> None:
+    """No evidence and no summary, delimiters, questions word by word, half of the pairs silent."""
+    sizes = replace(SIZES, query_tokens=True, delimiters=True, modal_tokens=False, evidence=False)
+    config = replace(CONFIG, model=sizes, silent=0.5, steps=60, ntp_every=1)
+    model, losses = fit(tiny_events(), config)
+    assert (model.evidence, model.summary, model.summary_in) == (None, None, None)
+    assert losses[-1] < 0.8 * losses[0]
+
+
 class Killed(Exception):
     """What a killed process is to this one: nothing after it happens."""
 

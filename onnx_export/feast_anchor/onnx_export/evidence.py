@@ -3,7 +3,8 @@
 A small decoder trained from scratch hardly learns to match a question to the events it concerns.
 Text vectors shared by questions and events do it at once: cosine similarity says how much an event
 is about the question, soft thresholds turn that into weights, and weighted counts and amounts at
-several half-lives are numbers that a linear layer can use.
+several half-lives are numbers that a linear layer can use. An amount is its logarithm
+(`inputs.event_features`): ten small purchases weigh more than one of the same money.
 
 The law of this module: what is kept of an event depends neither on the question, nor on the as-of,
 nor on any other event. Its day is kept, and how far it has faded is worked out when a question is

@@ -110,12 +110,15 @@ def yes_or_no(users: Tensor, yes: Tensor, no: Tensor, says: Tensor) -> Tensor:
         users: vectors of length 1 [B, Q, N].
         yes, no: vectors of length 1 [N].
         says: int64 [B, Q], 1 for yes, 0 for no, -1 for neither.
+
+    Returns:
+        Mean over those pairs, 0 when there is none; float32, whatever autocast says.
     """
-    logit = (users @ (yes - no)) / TEMPERATURE  # [B,Q]
-    said = (says >= 0).to(logit.dtype)
-    target = says.clamp(min=0).to(logit.dtype)
-    loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-    return (loss * said).sum() / said.sum().clamp(min=1)
+    with torch.autocast(users.device.type, enabled=False):
+        logit = (users.float() @ (yes.float() - no.float())) / TEMPERATURE  # [B,Q]
+        said, target = (says >= 0).float(), says.clamp(min=0).float()
+        loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        return (loss * said).sum() / said.sum().clamp(min=1)
 
 
 def next_token(logits: Tensor, tokens: Tensor, pad: int) -> Tensor:
