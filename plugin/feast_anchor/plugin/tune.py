@@ -55,8 +55,8 @@ class TunedScenario:
             f"users, {self.record['positives']:,} positive; kept step {kept} of "
             f"{self.record['steps']}",
             *([f"Not used: {', '.join(unused)}"] if unused else []),
-            f"AUC of {auc['rows']:,} validation rows by class prototypes: {auc['auc_before']:.3f} "
-            f"without the prompt, {auc['auc_after']:.3f} with it",
+            f"AUC of the {auc['rows']:,} rows that chose the step, by class prototypes: "
+            f"{auc['auc_before']:.3f} without the prompt, {auc['auc_after']:.3f} with it",
             f"Changed: {bundle}/prompts.safetensors and its manifest; weights, digest and every "
             "other scenario are as they were",
             f"Embedding space of {name!r}: {self.space_before} without the prompt, {self.space} "

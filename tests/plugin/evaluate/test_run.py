@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from feast_anchor.onnx_export.evaluation import measure, resample
 from feast_anchor.onnx_export.few_labels import few_labels
 from feast_anchor.onnx_export.report import Findings, print_tables
 from feast_anchor.plugin.evaluate import cell, evaluate, rows, run
-from feast_anchor.plugin.evaluate.cell import Stages, Tables, read_tables, run_cell
+from feast_anchor.plugin.evaluate.cell import Stages, Tables, check_cell, read_tables, run_cell
 from feast_anchor.plugin.evaluate.config import EvaluationConfig, Part, load_config
 from feast_anchor.plugin.evaluate.run import merged
 from feast_anchor.plugin.evaluate.store import Cell, load_cell, save_cell
 from feast_anchor.plugin.evaluate.users import divide, part_of
 from plugin.evaluate.conftest import CONFIG, WriteEvaluation, write_evaluation
+from tiny import tiny_bert
+
+ABLATED = (rows.RIGHT, rows.NONE, rows.UNSEEN, rows.ZERO)
 
 
 def quiet() -> Console:
@@ -142,7 +146,8 @@ def test_full_covers_every_cell_and_compares_the_ablations(
         y = tables.at_cut.take(users).y
         noise = np.random.default_rng(config.seed).standard_normal(y.shape)
         signal = 0.0 if "narrow" in folder.name else 2.0
-        return Cell(tuple(users), y, {rows.RIGHT: (signal * y + noise)[None]}, None, {})
+        scores = dict.fromkeys(ABLATED, (signal * y + noise)[None])
+        return Cell(tuple(users), y, scores, None, {})
 
     monkeypatch.setattr(run, "run_cell", fake)
     text = CONFIG.replace("[train]", "[full]\nseeds = [0, 1]\nsplits = [0, 1]\n[train]") + (
@@ -157,7 +162,9 @@ def test_full_covers_every_cell_and_compares_the_ablations(
     assert drawn == [1] * 4 + [0] * 2  # of labels; at least as many in all as the file says
     assert asked[0][3]["embedding"] == 16
     assert asked[-1][3] == {**asked[0][3], "embedding": 8}
-    assert summary["ablations"]["narrow"]["minus the first"]["high"] < 0
+    assert [list(found) for found in summary["ablations"].values()] == [list(ABLATED)] * 2
+    for row in ABLATED:
+        assert summary["ablations"]["narrow"][row]["minus the first"]["high"] < 0
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,7 @@ def test_full_covers_every_cell_and_compares_the_ablations(
             'modality = "order"',
             "topic of scenario 'tea' is of modality 'ord",
         ),
-        ("tea next month?", "tea " * 40, "asks .*44 words, and .*max_query_tokens is 32"),
+        ("tea next month?", "tea " * 40, "asks .*44 tokens or more, and .*max_text_tokens is 40"),
         ("steps = 3", "step = 3", "unknown key 'step'"),
     ],
 )
@@ -177,8 +184,15 @@ def test_what_training_cannot_see_is_refused_before_it(
 ) -> None:
     """A mistyped topic or an endless question costs nobody a training."""
     path = evaluation(text=CONFIG.replace(old, new, 1))
+    config = load_config(path)
     with pytest.raises(SpecError, match=message):
-        read_tables(load_config(path), Stages(quiet()))
+        check_cell(config, read_tables(config, Stages(quiet())), "test")
+
+
+def test_a_pretrained_encoder_counts_what_it_will_read(tmp_path: Path) -> None:
+    """Its own tokens, and the two that stand around every text."""
+    tiny_bert(tmp_path)
+    assert cell._counter(str(tmp_path))("fresh tomatoes") == 5
 
 
 def test_full_checks_every_cell_before_the_first(
@@ -186,10 +200,15 @@ def test_full_checks_every_cell_before_the_first(
 ) -> None:
     """A typo in the last variant, or a seed beside --full, is said before anything is trained."""
     monkeypatch.setattr(run, "run_cell", lambda *_, **__: pytest.fail("a cell was run"))
-    variant = '\n    [[full.variants]]\n    name = "late"\n    train = { step = 3 }\n'
-    path = evaluation(text=CONFIG + variant)
-    with pytest.raises(SpecError, match="unknown key 'step'"):
-        evaluate(path, tmp_path / "out", full=True, console=quiet())
+    for change, message in (
+        ("step = 3", "unknown key 'step'"),
+        ("max_text_tokens = 5", "7 tokens or more, and .*max_text_tokens is 5"),
+        ("max_query_tokens = 6, model = { query_tokens = true }", "max_query_tokens is 6"),
+    ):
+        variant = f'\n    [[full.variants]]\n    name = "late"\n    train = {{ {change} }}\n'
+        path = evaluation(text=CONFIG + variant)
+        with pytest.raises(SpecError, match=message):
+            evaluate(path, tmp_path / "out", full=True, console=quiet())
     with pytest.raises(SpecError, match="give one of the two"):
         evaluate(path, tmp_path / "out", full=True, seed=1, console=quiet())
 
@@ -224,6 +243,35 @@ def test_a_finished_cell_is_read_unless_a_setting_changed(
         np.testing.assert_array_equal(scores, again.rows[name])
     call(config.model_copy(update={"seed": 5}))
     assert trained == [0, 5]
+    monkeypatch.setattr(cell, "version", lambda name: f"another {name}")
+    call(config.model_copy(update={"seed": 5}))
+    assert trained == [0, 5, 5]
+
+
+def test_a_cell_that_is_broken_off_is_no_cell(
+    evaluated: tuple[Path, dict[str, Any], str],
+    evaluation: WriteEvaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once another training began in its folder, a finished cell is not read again."""
+    finished = Bundle.open(evaluated[0] / "model" / "bundle")
+    config, stages, folder = load_config(evaluation()), Stages(quiet()), tmp_path / "cell"
+    tables = read_tables(config, stages)
+
+    def call(seed: int, train: Callable[..., Bundle]) -> None:
+        monkeypatch.setattr(cell, "_train", train)
+        own = config.model_copy(update={"seed": seed})
+        run_cell(own, tables, "test", folder, stages, baselines=False, draws=0)
+
+    def killed(*_: Any) -> Bundle:
+        raise KeyboardInterrupt
+
+    call(0, lambda *_: finished)
+    with pytest.raises(KeyboardInterrupt):
+        call(1, killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(0, killed)
 
 
 def test_a_stored_cell_keeps_its_curve(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ their events nor any event at or after the cut.
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +39,7 @@ from .attended import attended_texts
 from .config import EvaluationConfig, Part
 from .features import make_features
 from .rows import Board, averaged_rows, baseline_rows, few_label_methods, ordered, vector_rows
-from .store import RECORD, Cell, code_digest, load_cell, save_cell, tables_digest
+from .store import RECORD, Cell, code_digest, forget_cell, load_cell, save_cell, tables_digest
 from .tuned import add_prompts
 from .users import Labelled, check_classes, divide, read_labels
 from .vectors import Vectors, make_vectors, prompts_in
@@ -98,13 +101,13 @@ def read_tables(config: EvaluationConfig, stages: Stages) -> Tables:
         f"{len(config.scenarios)} scenarios, {len(earlier)} earlier as-of times"
     )
     specs = tuple(modality.declaration().as_spec() for modality in declared)
-    _check_scenarios(config, [spec.name for spec in specs])
+    _check_topics(config, [spec.name for spec in specs])
     return Tables(specs, events, at_cut, earlier, tables_digest(specs, events, config.labels))
 
 
 def check_cell(config: EvaluationConfig, tables: Tables, part: Part) -> None:
     """Raise `SpecError` or `SourceError` for settings and labels that a cell would stumble over."""
-    _training(config)
+    _check_lengths(config)
     reported, _ = divide(_everyone(tables), config, part)
     check_classes(config, _with_history(tables, config).take(reported), part)
 
@@ -131,14 +134,15 @@ def run_cell(
         draws: repetitions of each number of labels of the few-label curve, 0 for no curve.
     """
     digest = canonical_sha256(
-        [config.digest(), tables.snapshot, part, baselines, draws, code_digest()]
+        [config.digest(), tables.snapshot, part, baselines, draws, code_digest(), _around(config)]
     )
     found = load_cell(folder, digest)
     if found is not None:
         stages.report(f"{folder.name}: finished earlier, read from {folder / RECORD}")
         return found
-    stages = replace(stages, seconds={})
     check_cell(config, tables, part)
+    forget_cell(folder)
+    stages = replace(stages, seconds={})
     everyone = _everyone(tables)
     reported, unseen = divide(everyone, config, part)
     labels = _with_history(tables, config).take(reported)
@@ -255,9 +259,21 @@ def _training(config: EvaluationConfig) -> TrainConfig:
     return config_from({**config.train, "seed": config.seed}, "[train]", config.repo)
 
 
-def _check_scenarios(config: EvaluationConfig, modalities: Sequence[str]) -> None:
-    """What would show after the training only."""
-    longest = _training(config).max_query_tokens
+def _around(config: EvaluationConfig) -> dict[str, Any]:
+    """What decides a cell's numbers beside settings, tables and our code."""
+    training = _training(config)
+    with needs_train_extra():
+        from feast_anchor.onnx_export.card import pretrained_digests, versions
+        from feast_anchor.onnx_export.fitting import device
+    measuring = {name: version(name) for name in ("scikit-learn", "lightgbm", "scipy")}
+    return {
+        "pretrained": pretrained_digests(training),
+        "versions": versions() | measuring,
+        "device": device().type,
+    }
+
+
+def _check_topics(config: EvaluationConfig, modalities: Sequence[str]) -> None:
     for name, scenario in config.scenarios.items():
         for topic in scenario.topic:
             if topic.modality not in modalities:
@@ -265,12 +281,38 @@ def _check_scenarios(config: EvaluationConfig, modalities: Sequence[str]) -> Non
                     f"the topic of scenario {name!r} is of modality {topic.modality!r}; "
                     f"{config.modalities!r} has {list(modalities)}"
                 )
+
+
+def _check_lengths(config: EvaluationConfig) -> None:
+    """Refuse questions that the trained bundle would refuse, as far as that can be known before."""
+    training = _training(config)
+    own = training.text_encoder is None  # its tokenizer is yet to be made
+    counted = {"max_text_tokens": _count_words if own else _counter(training.text_encoder)}
+    if training.model.query_tokens:
+        counted["max_query_tokens"] = _count_words
+    for name, scenario in config.scenarios.items():
         for query in (scenario.query, *scenario.unseen):
-            if len(query.split()) > longest:
-                raise SpecError(
-                    f"scenario {name!r} asks {query[:60]!r}…, {len(query.split())} words, and "
-                    f"[train] max_query_tokens is {longest}; shorten it or raise the number"
-                )
+            for setting, count in counted.items():
+                if (tokens := count(query)) > getattr(training, setting):
+                    raise SpecError(
+                        f"scenario {name!r} asks {query[:60]!r}…, {tokens} tokens or more, and "
+                        f"[train] {setting} is {getattr(training, setting)}; shorten it or raise "
+                        "the number"
+                    )
+
+
+@cache
+def _counter(folder: str) -> Callable[[str], int]:
+    """Counts what the sentence encoder in a folder reads of a text, in tokens."""
+    with needs_train_extra():
+        from feast_anchor.onnx_export.sentence import read_sentence_encoder
+    tokenizer = read_sentence_encoder(folder)[1]
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
+def _count_words(text: str) -> int:
+    """The tokenizer that training makes has no fewer tokens of a text."""
+    return len(re.findall(r"[^\W_]+", text))
 
 
 def _everyone(tables: Tables) -> set[str]:

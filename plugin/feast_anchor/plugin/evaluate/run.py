@@ -32,6 +32,7 @@ _SHOWN = (
     table.RIGHT, table.NONE, table.WRONG, table.TUNED, table.ZERO, table.IDEAL, table.TREES,
     table.WINDOW,
 )  # fmt: skip
+_ABLATED = (table.RIGHT, table.NONE, table.UNSEEN, table.ZERO)
 _PAIRS = (
     (table.RIGHT, table.NONE),
     (table.RIGHT, table.WRONG),
@@ -171,11 +172,9 @@ def _full(
     for place, cell in done:
         if place.split == config.full.splits[0]:  # the one in which every variant was trained
             ablations.setdefault(place.variant.name, []).append(cell)
-    right = {
-        name: _pooled(cells, weights, [table.RIGHT])[table.RIGHT]
-        for name, cells in ablations.items()
-    }
-    return replace(found, ablations=right)
+    common = [row for row in _ABLATED if all(row in cell.rows for _, cell in done)]
+    rows = {name: _pooled(cells, weights, common) for name, cells in ablations.items()}
+    return replace(found, ablations=rows)
 
 
 def _places(config: EvaluationConfig) -> list[_Place]:

@@ -1,7 +1,8 @@
 """Cells on disk: a full evaluation goes on where it was stopped.
 
 The rule: a cell is finished when its record is there and says the digest of everything that
-decides its numbers: settings, tables and the code itself. It is then read, not computed again.
+decides its numbers: settings, tables, pretrained files, libraries, the kind of device and the code
+itself. It is then read, not computed again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def code_digest() -> str:
     places = (models_code.__file__, scoring_code.__file__, __file__)
     roots = [Path(place).parent for place in places]
     files = [path for root in roots for path in sorted(root.glob("*.py"))]
-    files += [Path(__file__).parents[1] / name for name in ("readings.py", "tuning.py")]
+    files += [Path(__file__).parents[1] / name for name in ("readings.py", "train.py", "tuning.py")]
     return canonical_sha256([sha256_file(path) for path in files if path.name not in _NO_MATTER])
 
 
@@ -91,6 +92,11 @@ def save_cell(cell: Cell, folder: Path, digest: str) -> None:
     found = {"digest": digest, "curve": cell.curve is not None, "facts": cell.facts}
     unfinished.write_text(json.dumps(found, indent=2), "utf-8")
     os.replace(unfinished, record)
+
+
+def forget_cell(folder: Path) -> None:
+    """Remove a folder's record before its bundle is replaced: it would speak of another one."""
+    (folder / RECORD).unlink(missing_ok=True)
 
 
 def load_cell(folder: Path, digest: str) -> Cell | None:
