@@ -291,7 +291,7 @@ def test_a_query_longer_than_the_bundle_reads_is_refused(
     """It is never cut: the error names view, scenario, length and limit. The limit itself fits."""
     bundle = paper_bundle()
     declare(tmp_path, bundle, scenarios=[Scenario("tea", " ".join(["tea"] * 12))])
-    message = "view 'taste_v1', scenario 'tea': .* has 5000 tokens, expected 1 to 12; shorten"
+    message = "view 'taste_v1', scenario 'tea': .* has 5000 tokens, expected at most 12; shorten"
     with pytest.raises(SpecError, match=message) as caught:
         declare(tmp_path, bundle, scenarios=[Scenario("tea", " ".join(["tea"] * 5_000))])
     assert len(str(caught.value)) < 400  # the question is not repeated in full
