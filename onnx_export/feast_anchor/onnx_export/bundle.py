@@ -216,16 +216,13 @@ class Bundle:
         ids = list(self.tokenizer.encode(query, add_special_tokens=False).ids)
         if not ids:
             raise BundleError(
-                f"query {query!r} has no tokens; write words that the tokenizer reads, or None for "
-                "the general embedding"
+                f"query {query[:60]!r} has no tokens; write words that the tokenizer reads, or "
+                "None for the general embedding"
             )
         self._check_text("query", query)
         if "query" not in self.manifest.sequence:
             return []
-        if len(ids) > self.manifest.max_query_tokens:
-            raise BundleError(
-                _too_long("query", query, len(ids), self.manifest, "max_query_tokens")
-            )
+        self._check_length("query", query, len(ids), "max_query_tokens")
         return ids
 
     def query_vectors(
@@ -284,19 +281,19 @@ class Bundle:
 
     def _check_text(self, what: str, text: str) -> None:
         """Refuse a text that `encode_texts` would cut: half a question is another question."""
-        tokens, setting = len(self.text_tokenizer.encode(text).ids), "max_text_tokens"
-        if tokens > self.manifest.max_text_tokens:
-            raise BundleError(_too_long(what, text, tokens, self.manifest, setting))
+        tokens = len(self.text_tokenizer.encode(text).ids)
+        self._check_length(what, text, tokens, "max_text_tokens")
+
+    def _check_length(self, what: str, text: str, tokens: int, setting: str) -> None:
+        limit = getattr(self.manifest, setting)
+        if tokens > limit:
+            raise BundleError(
+                f"{what} {text[:60]!r} has {tokens} tokens, expected at most {limit}; shorten it "
+                f"or train a bundle with a larger {setting}"
+            )
 
     def _prompt_sha256(self, prompt: str | None) -> str | None:
         return None if prompt is None else hashlib.sha256(self.prompt(prompt).tobytes()).hexdigest()
-
-
-def _too_long(what: str, text: str, tokens: int, manifest: Manifest, setting: str) -> str:
-    return (
-        f"{what} {text[:60]!r} has {tokens} tokens, expected at most {getattr(manifest, setting)}; "
-        f"shorten it or train a bundle with a larger {setting}"
-    )
 
 
 def empty_past(prefix: ort.InferenceSession, histories: int) -> dict[str, np.ndarray[Any, Any]]:
